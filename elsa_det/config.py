@@ -1,0 +1,84 @@
+"""Config files: found by name, loaded, overridden."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .d2 import LazyConfig
+from .errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def config_root() -> Path:
+    """The folder of the configs: installed with the package, or beside it in a source tree."""
+    package = Path(__file__).parent
+    for root in (package / "configs", package.parent / "configs"):
+        if (root / "common" / "train.py").is_file():
+            return root
+    raise FileNotFoundError(f"the configs of elsa_det were found neither in {package} nor in {package.parent}")
+
+
+def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
+    """A config of the toolkit by name, such as ``get_config("coco/elsa_t_mrcnn_1x.py")``.
+
+    Args:
+        name: path below the config folder; the ending may be left out.
+        overrides: as on the command line, ``["train.max_iter=10"]``.
+
+    Returns:
+        An omegaconf ``DictConfig``.
+
+    Raises:
+        FileNotFoundError: there is no config of that name; the message lists those of its folder.
+    """
+    root = config_root()
+    path = root / (name if name.endswith(".py") else f"{name}.py")
+    if not path.is_file():
+        near = path.parent if path.parent.is_dir() else root
+        known = sorted(str(p.relative_to(root)) for p in near.rglob("*.py") if "common" not in p.parts)
+        raise FileNotFoundError(f"no config {name!r} below {root}. There are: {', '.join(known)}")
+    return load_config(path, overrides)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+    """Load a LazyConfig file, apply overrides, and settle the device.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        UserError: CUDA is asked for and not there.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config file {path} does not exist (looked for {Path(path).absolute()})")
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(path)), list(overrides))
+    if "train" in cfg:
+        settle_device(cfg.train)
+    return cfg
+
+
+def settle_device(train: Any) -> None:
+    """Resolve ``train.device == "auto"`` to CUDA when there, else the CPU, and turn mixed precision off on the CPU."""
+    asked = train.get("device", "auto")
+    if asked == "auto":
+        train.device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif str(asked).startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"train.device={asked}, but torch {torch.__version__} sees no CUDA device: use cpu or auto")
+    amp = train.get("amp")
+    if str(train.device) == "cpu" and amp is not None and amp.enabled:
+        amp.enabled = False
+        train.amp_off_on_cpu = True
+
+
+def describe_device(train: Any) -> str:
+    """One line for the log: the device and whether mixed precision is on."""
+    where = str(train.device)
+    if where.startswith("cuda"):
+        where += f" ({torch.cuda.get_device_name()})"
+    if train.get("amp_off_on_cpu"):
+        return f"Device: {where}; mixed precision is for CUDA and was turned off"
+    return f"Device: {where}; mixed precision {'on' if train.amp.enabled else 'off'}"

@@ -1,0 +1,1 @@
+"""Helpers that everything else in d2lite stands on."""

@@ -1,0 +1,46 @@
+"""COCO-format data by registered name, or by its json and image folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..d2 import DatasetCatalog, MetadataCatalog, register_coco_instances
+from ..errors import UserError
+
+
+def registered_coco(name: str, json_file: str | None = None, image_root: str | None = None) -> str:
+    """The name under which a dataset is registered; own data is registered on the way, under the path of its json.
+
+    Args:
+        name: a registered dataset, used when ``json_file`` is None.
+        json_file: COCO-format annotations of own data.
+        image_root: folder that the ``file_name`` entries of the json start from.
+
+    Raises:
+        UserError: ``name`` is not registered; only one of ``json_file`` and ``image_root`` is given; or the same json
+            was registered with another image folder.
+        FileNotFoundError: the json or the folder does not exist.
+    """
+    if (json_file is None) != (image_root is None):
+        raise UserError(f"own data needs both: got json_file={json_file!r}, image_root={image_root!r}")
+    if json_file is None or image_root is None:
+        if name not in DatasetCatalog.list():
+            raise UserError(
+                f"dataset {name!r} is not registered. Known: {', '.join(sorted(DatasetCatalog.list()))}. "
+                "For own data set json_file and image_root beside the name."
+            )
+        return name
+    if not Path(json_file).is_file():
+        raise FileNotFoundError(
+            f"annotations json_file={json_file} does not exist (looked for {Path(json_file).absolute()})"
+        )
+    if not Path(image_root).is_dir():
+        raise FileNotFoundError(f"image_root={image_root} is not a folder (looked for {Path(image_root).absolute()})")
+    registered = str(json_file)
+    if registered in DatasetCatalog.list():
+        known_root = MetadataCatalog.get(registered).image_root
+        if known_root != image_root:
+            raise UserError(f"{json_file} is already registered with image_root={known_root}, not {image_root}")
+    else:
+        register_coco_instances(registered, {}, str(json_file), str(image_root))
+    return registered

@@ -1,0 +1,237 @@
+"""From a LazyConfig and a checkpoint to predictions on images."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image, ImageOps
+from torch import nn
+
+from ..checkpoint import FROM_SCRATCH, CheckpointError, load_initial_weights
+from ..config import load_config, settle_device
+from ..d2 import DetectionCheckpointer, LazyConfig, MetadataCatalog, PathManager, inference_context, instantiate
+from ..d2 import transforms as T
+
+logger = logging.getLogger(__name__)
+
+_MAPPER = "dataloader.test.mapper"
+_DATASET = "dataloader.test.dataset.names"
+
+
+class Predictor:
+    """Detectron2's ``DefaultPredictor`` for LazyConfig models.
+
+    The test-time transforms and the channel order come from ``dataloader.test.mapper``, the class names from the
+    metadata of ``dataloader.test.dataset.names``.
+
+    ::
+
+        predictor = Predictor("output/config.yaml", "output/model_final.pth")
+        instances = predictor(cv2.imread("street.jpg"))["instances"]
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | DictConfig,
+        checkpoint: str | os.PathLike[str] | None = None,
+        *,
+        overrides: Sequence[str] = (),
+        device: str | torch.device | None = None,
+        strict: bool = True,
+        model: nn.Module | None = None,
+    ) -> None:
+        """
+        Args:
+            config: A LazyConfig file (``.py`` or a saved ``.yaml``), or a loaded one.
+            checkpoint: The weights; default: ``train.init_checkpoint`` of the config.
+            overrides: ``"key=value"`` changes to the config.
+            device: Where to run; default: ``train.device`` of the config.
+            strict: Whether every weight of the model must come from the checkpoint and every weight of the checkpoint
+                must have its place in the model. Otherwise differences are logged only.
+            model: A model that is built and loaded already; it stays on its device, and ``checkpoint`` and ``device``
+                must not be given.
+
+        Raises:
+            FileNotFoundError: There is no such config or checkpoint.
+            ValueError: The config cannot be loaded or lacks what prediction needs, the checkpoint cannot be read or
+                does not fit (``CheckpointError``), or the device is not there.
+        """
+        self.cfg = _load_config(config, overrides, device)
+        mapper = OmegaConf.select(self.cfg, _MAPPER)
+        if mapper is None or "augmentations" not in mapper or "image_format" not in mapper:
+            raise ValueError(f"The config has no {_MAPPER} with 'augmentations' and 'image_format'.")
+        self.image_format: str = mapper.image_format
+        if self.image_format not in ("RGB", "BGR"):
+            raise ValueError(f"{_MAPPER}.image_format must be 'RGB' or 'BGR', got {self.image_format!r}.")
+        self.augmentations = T.AugmentationList([instantiate(augmentation) for augmentation in mapper.augmentations])
+        if model is None:
+            model = _load_model(self.cfg, checkpoint, strict)
+        elif checkpoint is not None or device is not None:
+            raise ValueError("A ready model brings its weights and device: give no checkpoint and no device with it.")
+        self.model = model
+
+        self.dataset_name = _dataset_name(self.cfg)
+
+    @property
+    def metadata(self) -> Any:
+        """The metadata of the (first) test dataset; without a known one, empty metadata."""
+        return MetadataCatalog.get(self.dataset_name or "__no_dataset__")
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the test dataset's classes, or None where nothing tells them."""
+        return class_names(self.metadata)
+
+    def __call__(self, image: np.ndarray | Image.Image) -> dict[str, Any]:
+        """Predict on one image.
+
+        Args:
+            image: (H, W, 3) uint8 in BGR order, as ``cv2.imread`` gives it, or a PIL image.
+
+        Returns:
+            What the model says about the image, such as ``{"instances": Instances}``, in pixels of the given image.
+
+        Raises:
+            TypeError: It is neither of the two.
+            ValueError: It has another shape or another type of numbers.
+        """
+        return self.predict_batch([image])[0]
+
+    def predict_batch(self, images: Sequence[np.ndarray | Image.Image]) -> list[dict[str, Any]]:
+        """Predict on several images in one pass; otherwise as calling the predictor on each."""
+        if not images:
+            return []
+        inputs = [self._prepare(image) for image in images]
+        with inference_context(self.model), torch.no_grad():
+            return self.model(inputs)
+
+    def _prepare(self, image: np.ndarray | Image.Image) -> dict[str, Any]:
+        pixels = as_bgr(image)
+        height, width = pixels.shape[:2]
+        if self.image_format == "RGB":
+            pixels = pixels[:, :, ::-1]
+        prepared = T.AugInput(np.ascontiguousarray(pixels))
+        self.augmentations(prepared)
+        channels_first = np.ascontiguousarray(prepared.image.transpose(2, 0, 1))
+        return {"image": torch.from_numpy(channels_first), "height": height, "width": width}
+
+
+def _load_config(
+    config: str | os.PathLike[str] | DictConfig, overrides: Sequence[str], device: str | torch.device | None
+) -> DictConfig:
+    if device is not None:
+        overrides = [*overrides, f"train.device={device}"]
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"Override {override!r} is not understood: write key=value, such as train.device=cpu.")
+    try:
+        if not isinstance(config, DictConfig):
+            cfg = load_config(os.fspath(config), overrides)
+        else:
+            cfg = LazyConfig.apply_overrides(copy.deepcopy(config), list(overrides))
+            if "train" in cfg:
+                settle_device(cfg.train)
+    except (FileNotFoundError, ValueError):
+        raise
+    except Exception as error:  # a config is a program: anything may go wrong in it
+        what = "The config" if isinstance(config, DictConfig) else f"Config '{os.fspath(config)}'"
+        changes = f" with {list(overrides)}" if overrides else ""
+        raise ValueError(f"{what} cannot be loaded{changes}: {type(error).__name__}: {error}") from error
+    if not isinstance(cfg, DictConfig) or "model" not in cfg:
+        raise ValueError("The config has no 'model'.")
+    return cfg
+
+
+def _load_model(cfg: DictConfig, checkpoint: str | os.PathLike[str] | None, strict: bool) -> nn.Module:
+    path = os.fspath(checkpoint) if checkpoint is not None else OmegaConf.select(cfg, "train.init_checkpoint")
+    if not path or path == FROM_SCRATCH:
+        raise ValueError(f"Prediction needs weights: give a checkpoint or set train.init_checkpoint, not {path!r}.")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no checkpoint '{path}' (looked for {os.path.abspath(path)}).")
+    model = instantiate(cfg.model)
+    if strict:
+        report = load_initial_weights(model, path)
+        if report is None or report.initialised:
+            raise CheckpointError(f"Prediction needs the weights of the whole model. {report}")
+    else:
+        DetectionCheckpointer(model).load(path)
+    return model.to(OmegaConf.select(cfg, "train.device") or "cpu").eval()
+
+
+def _dataset_name(cfg: DictConfig) -> str | None:
+    """The first test dataset, registered if the config does that; None, with a warning, if it is not there."""
+    names = OmegaConf.select(cfg, _DATASET)
+    try:
+        if isinstance(names, DictConfig):
+            names = instantiate(names)
+    except (FileNotFoundError, KeyError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error  # str() of a KeyError adds quotes
+        logger.warning("The names of the classes are not known: %s", reason)
+        return None
+    if names is not None and not isinstance(names, str):
+        names = names[0] if len(names) else None
+    return names
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image file as (H, W, 3) uint8 in BGR order, turned upright as its EXIF data say.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not an image that can be read.
+    """
+    try:
+        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
+            return as_bgr(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no image '{path}'.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+        raise ValueError(f"Image '{path}' cannot be read: {error}") from error
+
+
+def as_bgr(image: np.ndarray | Image.Image) -> np.ndarray:
+    """Check an image and bring it to (H, W, 3) uint8 in BGR order.
+
+    Raises:
+        TypeError: It is neither a NumPy array nor a PIL image.
+        ValueError: The array is not (H, W, 3) uint8, or is empty.
+    """
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(upright.convert("RGB"))[:, :, ::-1]
+    if not isinstance(image, np.ndarray):
+        hint = " (cv2.imread returns None for a file it cannot read)" if image is None else ""
+        raise TypeError(f"An image must be a NumPy array or a PIL image, got {type(image).__name__}{hint}.")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"An image must be (H, W, 3) uint8 in BGR order, got {image.shape} {image.dtype}.")
+    return image
+
+
+def class_names(metadata: Any) -> list[str] | None:
+    """The names of a dataset's classes, by class index, or None where nothing tells them.
+
+    Datasets in COCO's format know them only once they are loaded; before that they are read from their json file.
+    """
+    names = metadata.get("thing_classes")
+    if names is not None:
+        return list(names)
+    json_file = metadata.get("json_file")
+    if json_file is None or not PathManager.isfile(json_file):
+        return None
+    return list(_category_names(json_file))
+
+
+@functools.lru_cache(maxsize=8)  # asked for with every image that is drawn, and COCO's files are large
+def _category_names(json_file: str) -> tuple[str, ...]:
+    with PathManager.open(json_file, "r") as file:
+        categories = json.load(file).get("categories", [])
+    return tuple(category["name"] for category in sorted(categories, key=lambda category: category["id"]))

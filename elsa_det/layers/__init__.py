@@ -1,0 +1,16 @@
+"""Layers of the backbones. Maps are (B, H, W, C) throughout, which is channels-last NCHW."""
+
+from .elsa import ELSAAttention
+from .patch import PatchEmbed, PatchMerging
+from .residual import ResidualBlock
+from .window_attention import WindowAttention, window_partition, window_reverse
+
+__all__ = [
+    "ELSAAttention",
+    "PatchEmbed",
+    "PatchMerging",
+    "ResidualBlock",
+    "WindowAttention",
+    "window_partition",
+    "window_reverse",
+]

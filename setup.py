@@ -1,0 +1,61 @@
+"""The package. Tool settings are in pyproject.toml; the compiled operator is built here when it can be."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    line = next(
+        line for line in (ROOT / "elsa_det" / "__init__.py").read_text().splitlines() if line.startswith("__version__")
+    )
+    return line.split('"')[1]
+
+
+# The configs are installed as the package elsa_det.configs; in the source tree they stay at the top.
+config_packages = ["elsa_det.configs"] + [
+    "elsa_det.configs." + ".".join(folder.relative_to(ROOT / "configs").parts)
+    for folder in sorted((ROOT / "configs").rglob("*"))
+    if folder.is_dir() and folder.name != "__pycache__"
+]
+
+setup(
+    name="elsa_det",
+    version=version(),
+    description="ELSA-Swin backbones for dense prediction on Detectron2",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["elsa_det", "elsa_det.*"]), *config_packages],
+    package_dir={"elsa_det": "elsa_det", "elsa_det.configs": "configs"},
+    install_requires=[
+        "torch>=2.8",
+        "torchvision>=0.23",
+        "numpy",
+        "fvcore",
+        "iopath",
+        "omegaconf>=2.3",
+        "hydra-core>=1.3",
+        "pycocotools>=2.0.8",
+        "opencv-python-headless>=4.8",
+        "cityscapesscripts",
+        "timm>=1.0",
+        "tensorboard",
+        "rich",
+        "safetensors",
+        "scipy",
+        "matplotlib",
+        "Pillow>=10",
+        "cloudpickle",
+        "tabulate",
+        "termcolor",
+        "shapely",
+        "PyYAML",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "hypothesis", "ruff==0.17.5", "mypy==2.4.1", "yacs"],
+    },
+)
