@@ -21,7 +21,7 @@ $(READY):
 quickstart: $(READY)
 	$(BIN)/python datasets/prepare_quickstart.py
 	$(BIN)/python tools/lazyconfig_train_net.py --config-file configs/quickstart/elsa_nano_mrcnn.py train.output_dir=$(RUN)
-	$(BIN)/python tools/quickstart_report.py $(RUN)
+	$(BIN)/python tools/quickstart_report.py --run $(RUN)
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
-from .d2 import LazyConfig
+from . import __version__
+from .d2 import LazyConfig, describe_provider
 from .errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     if "train" in cfg:
         settle_device(cfg.train)
     return cfg
+
+
+def check_complete(cfg: Any) -> None:
+    """Raise if the config leaves values open that the user has to give.
+
+    Raises:
+        UserError: naming the keys.
+    """
+
+    def find(node: Any, path: str) -> list[str]:
+        if isinstance(node, dict):
+            return [key for name, value in node.items() for key in find(value, f"{path}.{name}" if path else str(name))]
+        return [path] if node == "???" else []
+
+    # missing_keys of omegaconf stumbles over interpolations of missing values
+    open_keys = find(OmegaConf.to_container(cfg, resolve=False), "")
+    if open_keys:
+        raise UserError(f"the config leaves open: {', '.join(open_keys)}. Give them as key=value on the command line.")
+
+
+def stamp_config(path: str | Path) -> None:
+    """Put a first line into a saved config that says which versions wrote it, unless it has one."""
+    path = Path(path)
+    text = path.read_text()
+    if not text.startswith("# Saved by"):
+        path.write_text(f"# Saved by elsa_det {__version__} on {describe_provider().split(' from ')[0]}.\n{text}")
 
 
 def settle_device(train: Any) -> None:

@@ -13,10 +13,11 @@ from ..common.models.mask_rcnn import model
 from ..common.optim import optimizer
 from ..common.train import train
 
-for split, data in (("train", dataset.train), ("val", dataset.test)):
-    data.name = f"quickstart_{split}"
-    data.json_file = f"datasets/quickstart/annotations/instances_{split}.json"
-    data.image_root = f"datasets/quickstart/{split}"
+root = "datasets/quickstart"
+dataset.train.json_file = f"{root}/annotations/instances_train.json"
+dataset.train.image_root = f"{root}/train"
+dataset.test.json_file = f"{root}/annotations/instances_val.json"
+dataset.test.image_root = f"{root}/val"
 
 model.backbone.bottom_up = elsa_swin("nano", drop_path_rate=0.0)
 model.backbone.out_channels = 64

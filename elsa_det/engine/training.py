@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..checkpoint import CheckpointError, check_initial_weights, load_initial_weights
-from ..config import describe_device, load_config
+from ..config import check_complete, describe_device, load_config, stamp_config
 from ..d2 import (
     AMPTrainer,
     DetectionCheckpointer,
@@ -39,11 +40,14 @@ def main(args: argparse.Namespace) -> Any:
         The results of the (last) evaluation, ``{"bbox": {"AP": …}, "segm": …}``, or None without an evaluator.
     """
     cfg = load_config(args.config_file, args.opts)
+    check_complete(cfg)
     resuming = args.resume and not args.eval_only and _last_checkpoint(cfg)
     if not resuming:
         check_initial_weights(cfg.train.init_checkpoint)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="elsa_det")
+    if comm.is_main_process():
+        stamp_config(Path(cfg.train.output_dir) / "config.yaml")
     logger.info("Running on %s", describe_provider())
     logger.info(describe_device(cfg.train))
     return evaluate_only(cfg) if args.eval_only else train(cfg, resume=args.resume)
@@ -144,7 +148,8 @@ def check_class_count(cfg: Any, loader: Any) -> None:
     for name in [names] if isinstance(names, str) else names:
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) != roi_heads.num_classes:
+            listed = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
             raise UserError(
-                f"dataset {name} has {len(classes)} classes "
-                f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}), the model {roi_heads.num_classes}: set model.roi_heads.num_classes={len(classes)}"
+                f"dataset {name} has {len(classes)} classes ({listed}), the model {roi_heads.num_classes}: "
+                f"set model.roi_heads.num_classes={len(classes)}"
             )

@@ -75,6 +75,7 @@ def test_training_writes_what_is_expected(trained):
     assert "Training from scratch, as train.init_checkpoint=none asks for." in log
     if not torch.cuda.is_available():
         assert "Device: cpu; mixed precision is for CUDA and was turned off" in log
+    assert (folder / "config.yaml").read_text().startswith("# Saved by elsa_det")
     assert set(losses(folder)) == {0, 1, 2, 3}
     assert all(0.5 < loss < 6 for loss in losses(folder).values())
     assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 3
@@ -104,6 +105,7 @@ def test_resume_goes_on(data, trained, tmp_path):
     ("args", "message"),
     [
         (["train.init_checkpoint=pretrained/elsa_swin_tiny.pth"], "pretrained/elsa_swin_tiny.pth does not exist"),
+        (["dataset.train.json_file='???'"], r"leaves open: .*dataset.train.json_file.*Give them as key=value"),
         (["train.init_checkpoint="], "train from scratch with train.init_checkpoint=none"),
         (["--eval-only"], "needs a checkpoint of the whole model"),
         (["model.roi_heads.num_classes=9"], r"has 6 classes \(disc, square, triangle, star, ring, …\), the model 9"),
