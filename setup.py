@@ -1,5 +1,7 @@
 """The package. Tool settings are in pyproject.toml; the compiled operator is built here when it can be."""
 
+from ctypes.util import find_library
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -12,6 +14,18 @@ def version() -> str:
         line for line in (ROOT / "elsa_det" / "__init__.py").read_text().splitlines() if line.startswith("__version__")
     )
     return line.split('"')[1]
+
+
+def opencv() -> str:
+    """The OpenCV that is there, else the one with windows where the display libraries are, else the headless one."""
+    flavours = ["opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"]
+    for flavour in flavours:
+        try:
+            distribution(flavour)
+        except PackageNotFoundError:
+            continue
+        return flavour
+    return "opencv-python" if find_library("GL") and find_library("X11") else "opencv-python-headless"
 
 
 # The configs are installed as the package elsa_det.configs; in the source tree they stay at the top.
@@ -40,7 +54,7 @@ setup(
         "omegaconf>=2.3",
         "hydra-core>=1.3",
         "pycocotools>=2.0.8",
-        "opencv-python-headless>=4.8",
+        f"{opencv()}>=4.8",
         "cityscapesscripts",
         "timm>=1.0",
         "tensorboard",

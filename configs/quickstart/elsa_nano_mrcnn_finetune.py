@@ -6,19 +6,21 @@ Set ``dataset.{train,test}.{json_file,image_root}`` and ``model.roi_heads.num_cl
 from elsa_det.d2 import LazyCall as L
 from elsa_det.d2 import transforms as T
 
+from ..common.data.coco import resize
 from .elsa_nano_mrcnn import dataloader, dataset, lr_multiplier, model, optimizer, train
 
 for split in (dataset.train, dataset.test):
-    split.json_file = split.image_root = "???"
+    split.name = split.json_file = split.image_root = None
 del split
 
 dataloader.train.mapper.augmentations = [
     L(T.RandomFlip)(horizontal=True),
     L(T.RandomBrightness)(intensity_min=0.8, intensity_max=1.2),
     L(T.RandomContrast)(intensity_min=0.8, intensity_max=1.2),
-    L(T.ResizeShortestEdge)(short_edge_length=(208, 240, 272, 304), sample_style="choice", max_size=480),
+    resize("train"),
 ]
-dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=256, max_size=480)]
+dataloader.test.mapper.augmentations = [resize("test")]
+dataset.image_size = dict(train=[208, 240, 272, 304], test=256, longest=480)
 
 model.proposal_generator.pre_nms_topk = (1000, 500)
 model.proposal_generator.post_nms_topk = (300, 200)

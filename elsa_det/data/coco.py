@@ -8,7 +8,7 @@ from ..d2 import DatasetCatalog, MetadataCatalog, register_coco_instances
 from ..errors import UserError
 
 
-def registered_coco(name: str, json_file: str | None = None, image_root: str | None = None) -> str:
+def registered_coco(name: str | None, json_file: str | None = None, image_root: str | None = None) -> str:
     """The name under which a dataset is registered; own data is registered on the way, under the path of its json.
 
     Args:
@@ -24,6 +24,10 @@ def registered_coco(name: str, json_file: str | None = None, image_root: str | N
     if (json_file is None) != (image_root is None):
         raise UserError(f"own data needs both: got json_file={json_file!r}, image_root={image_root!r}")
     if json_file is None or image_root is None:
+        if name is None:
+            raise UserError(
+                "no data is named: set dataset.train.json_file and dataset.train.image_root, and dataset.test.*"
+            )
         if name not in DatasetCatalog.list():
             raise UserError(
                 f"dataset {name!r} is not registered. Known: {', '.join(sorted(DatasetCatalog.list()))}. "

@@ -1,1 +1,5 @@
 """Running configs: training, evaluation, prediction."""
+
+from .predictor import Predictor
+
+__all__ = ["Predictor"]

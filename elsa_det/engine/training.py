@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from ..checkpoint import CheckpointError, check_initial_weights, load_initial_weights
@@ -42,6 +44,7 @@ def main(args: argparse.Namespace) -> Any:
     cfg = load_config(args.config_file, args.opts)
     check_complete(cfg)
     resuming = args.resume and not args.eval_only and _last_checkpoint(cfg)
+    check_datasets(cfg, ["test"] if args.eval_only else ["train", "test"])
     if not resuming:
         check_initial_weights(cfg.train.init_checkpoint)
     default_setup(cfg, args)
@@ -133,6 +136,18 @@ def _clip_before_step(optimizer: torch.optim.Optimizer, max_norm: float) -> None
         nn.utils.clip_grad_norm_(parameters, max_norm)
 
     optimizer.register_step_pre_hook(clip)
+
+
+def check_datasets(cfg: Any, loaders: Sequence[str]) -> None:
+    """Raise if a dataset that the config names is not there; own data is registered on the way.
+
+    Raises:
+        UserError, FileNotFoundError: see :func:`elsa_det.data.registered_coco`.
+    """
+    for loader in loaders:
+        names = OmegaConf.select(cfg, f"dataloader.{loader}.dataset.names")
+        if names is not None:
+            instantiate(names)
 
 
 def check_class_count(cfg: Any, loader: Any) -> None:

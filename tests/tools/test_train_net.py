@@ -106,6 +106,11 @@ def test_resume_goes_on(data, trained, tmp_path):
     [
         (["train.init_checkpoint=pretrained/elsa_swin_tiny.pth"], "pretrained/elsa_swin_tiny.pth does not exist"),
         (["dataset.train.json_file='???'"], r"leaves open: .*dataset.train.json_file.*Give them as key=value"),
+        (
+            ["dataset.train.name=nothing", "dataset.train.json_file=null", "dataset.train.image_root=null"],
+            "'nothing' is not registered",
+        ),
+        (["dataset.test.name=null", "dataset.test.json_file=null", "dataset.test.image_root=null"], "no data is named"),
         (["train.init_checkpoint="], "train from scratch with train.init_checkpoint=none"),
         (["--eval-only"], "needs a checkpoint of the whole model"),
         (["model.roi_heads.num_classes=9"], r"has 6 classes \(disc, square, triangle, star, ring, …\), the model 9"),

@@ -15,14 +15,24 @@ from elsa_det.data import OneOf, registered_coco
 dataset = dict(
     train=dict(name="coco_2017_train", json_file=None, image_root=None),
     test=dict(name="coco_2017_val", json_file=None, image_root=None),
+    # Pixels: the short sides to choose from in training, those before the crop, the crop's range, the short side in
+    # testing, and the longest side in both.
+    image_size=dict(
+        train=[480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+        before_crop=[400, 500, 600],
+        crop=[384, 600],
+        test=800,
+        longest=1333,
+    ),
 )
-
-short_sides = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-long_side = 1333
 
 
 def resize(sides):
-    return L(T.ResizeShortestEdge)(short_edge_length=sides, sample_style="choice", max_size=long_side)
+    return L(T.ResizeShortestEdge)(
+        short_edge_length=f"${{dataset.image_size.{sides}}}",
+        sample_style="choice",
+        max_size="${dataset.image_size.longest}",
+    )
 
 
 dataloader = dict(
@@ -40,11 +50,11 @@ dataloader = dict(
                 L(T.RandomFlip)(horizontal=True),
                 L(OneOf)(
                     choices=[
-                        [resize(short_sides)],
+                        [resize("train")],
                         [
-                            resize((400, 500, 600)),
-                            L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
-                            resize(short_sides),
+                            resize("before_crop"),
+                            L(T.RandomCrop)(crop_type="absolute_range", crop_size="${dataset.image_size.crop}"),
+                            resize("train"),
                         ],
                     ]
                 ),
@@ -65,7 +75,7 @@ dataloader = dict(
             ),
             filter_empty=False,
         ),
-        mapper=L(DatasetMapper)(is_train=False, augmentations=[resize(800)], image_format="RGB"),
+        mapper=L(DatasetMapper)(is_train=False, augmentations=[resize("test")], image_format="RGB"),
         num_workers=4,
     ),
     evaluator=L(COCOEvaluator)(dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}"),

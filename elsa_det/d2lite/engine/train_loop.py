@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -87,44 +88,42 @@ class TrainerBase:
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations ``start_iter`` to ``max_iter - 1``. ``after_train`` is called whatever happens."""
         logger.info("Starting training from iteration %d", start_iter)
-        self.iter = self.start_iter = start_iter
-        self.max_iter = max_iter
+        self.start_iter, self.max_iter = start_iter, max_iter
+        self.iter = start_iter
+        with contextlib.ExitStack() as at_the_end:
+            self.storage = at_the_end.enter_context(EventStorage(start_iter))
+            at_the_end.callback(self.after_train)
+            at_the_end.push(_log_failure)
+            self.before_train()
+            for iteration in range(start_iter, max_iter):
+                self._run_iteration(iteration)
+            self.iter += 1  # how after_train sees that the run was not cut short
 
-        with EventStorage(start_iter) as self.storage:
-            try:
-                self.before_train()
-                for self.iter in range(start_iter, max_iter):
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
-                self.iter += 1  # how after_train sees that the run was not cut short
-            except Exception:
-                logger.exception("Exception during training:")
-                raise
-            finally:
-                self.after_train()
+    def _run_iteration(self, iteration: int) -> None:
+        self.iter = iteration
+        for part in (self.before_step, self.run_step, self.after_step):
+            part()
+
+    def _call_hooks(self, moment: str) -> None:
+        for hook in self._hooks:
+            getattr(hook, moment)()
 
     def before_train(self) -> None:
-        for hook in self._hooks:
-            hook.before_train()
+        self._call_hooks("before_train")
 
     def after_train(self) -> None:
         self.storage.iter = self.iter
-        for hook in self._hooks:
-            hook.after_train()
+        self._call_hooks("after_train")
 
     def before_step(self) -> None:
         self.storage.iter = self.iter  # both counters agree all through a step
-        for hook in self._hooks:
-            hook.before_step()
+        self._call_hooks("before_step")
 
     def after_backward(self) -> None:
-        for hook in self._hooks:
-            hook.after_backward()
+        self._call_hooks("after_backward")
 
     def after_step(self) -> None:
-        for hook in self._hooks:
-            hook.after_step()
+        self._call_hooks("after_step")
 
     def run_step(self) -> None:
         """One iteration; subclasses say what it is."""
@@ -148,6 +147,12 @@ class TrainerBase:
                 logger.warning("The checkpoint has a state for hook '%s', which is not registered: ignored.", name)
             else:
                 hook.load_state_dict(state)
+
+
+def _log_failure(kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+    """For an ``ExitStack``: what went wrong is in the log before anything else is closed."""
+    if isinstance(error, Exception):
+        logger.error("Exception during training:", exc_info=error)
 
 
 class SimpleTrainer(TrainerBase):
@@ -176,12 +181,11 @@ class SimpleTrainer(TrainerBase):
         super().__init__()
         model.train()
         self.model = model
+        self.optimizer = optimizer
+        self.zero_grad_before_forward = zero_grad_before_forward
         self.data_loader = data_loader
         self._data_loader_iter_obj: Iterator | None = None
-        self.optimizer = optimizer
-        self.gather_metric_period = gather_metric_period
-        self.zero_grad_before_forward = zero_grad_before_forward
-        self.async_write_metrics = async_write_metrics
+        self.gather_metric_period, self.async_write_metrics = gather_metric_period, async_write_metrics
         # A single worker, so that metrics are written in the order of the iterations. Its thread starts on first use.
         self.concurrent_executor = ThreadPoolExecutor(max_workers=1)
         self._pending_metrics: Future | None = None
@@ -211,10 +215,7 @@ class SimpleTrainer(TrainerBase):
                 f"[{type(self).__name__}] the model is in eval mode at iteration {self.iter}. "
                 "Whatever evaluated it has to put it back with model.train()."
             )
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-
+        data, data_time = self._next_batch()
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         losses, total = self._compute_losses(data)
@@ -224,6 +225,11 @@ class SimpleTrainer(TrainerBase):
         self.after_backward()
         self._record_metrics(losses, data_time)
         self._update_weights()
+
+    def _next_batch(self) -> tuple[Any, float]:
+        """The next batch, and the seconds it let us wait."""
+        began = time.perf_counter()
+        return next(self._data_loader_iter), time.perf_counter() - began
 
     # The three parts of a step in which precision makes a difference.
 

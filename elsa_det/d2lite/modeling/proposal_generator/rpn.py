@@ -5,7 +5,7 @@ Letters for shapes: N images, L feature maps, A anchors at a cell, R anchors of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from ...utils.events import get_event_storage
 from ...utils.memory import retry_if_cuda_oom
 from ...utils.registry import Registry
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
+from ..loss_weights import LossWeight, by_name, weigh
 from ..matcher import Matcher
 from ..sampling import subsample_labels
 from .build import PROPOSAL_GENERATOR_REGISTRY
@@ -73,6 +74,12 @@ class StandardRPNHead(nn.Module):
         return [self.objectness_logits(h) for h in hidden], [self.anchor_deltas(h) for h in hidden]
 
 
+def _in_order_of_anchors(prediction: Tensor, numbers: int) -> Tensor:
+    """From (N, A * numbers, H, W) to (N, H * W * A, numbers): anchors come cell by cell."""
+    n, channels, height, width = prediction.shape
+    return prediction.permute(0, 2, 3, 1).reshape(n, height * width * (channels // numbers), numbers)
+
+
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class RPN(nn.Module):
     """Scores and moves anchors, and proposes the best of them."""
@@ -92,7 +99,7 @@ class RPN(nn.Module):
         nms_thresh: float = 0.7,
         min_box_size: float = 0.0,
         anchor_boundary_thresh: float = -1.0,
-        loss_weight: float | Mapping[str, float] = 1.0,
+        loss_weight: LossWeight = 1.0,
         box_reg_loss_type: str = "smooth_l1",
         smooth_l1_beta: float = 0.0,
     ) -> None:
@@ -116,22 +123,16 @@ class RPN(nn.Module):
         """
         super().__init__()
         self.in_features = in_features
-        self.rpn_head = head
-        self.anchor_generator = anchor_generator
-        self.anchor_matcher = anchor_matcher
+        self.rpn_head, self.anchor_generator = head, anchor_generator
         self.box2box_transform = box2box_transform
-        self.batch_size_per_image = batch_size_per_image
-        self.positive_fraction = positive_fraction
-        self.pre_nms_topk = dict(zip((True, False), pre_nms_topk))  # by self.training
-        self.post_nms_topk = dict(zip((True, False), post_nms_topk))
-        self.nms_thresh = nms_thresh
-        self.min_box_size = float(min_box_size)
-        self.anchor_boundary_thresh = anchor_boundary_thresh
-        if not isinstance(loss_weight, Mapping):
-            loss_weight = {"loss_rpn_cls": loss_weight, "loss_rpn_loc": loss_weight}
-        self.loss_weight = loss_weight
-        self.box_reg_loss_type = box_reg_loss_type
-        self.smooth_l1_beta = smooth_l1_beta
+        # What is trained on ...
+        self.anchor_matcher, self.anchor_boundary_thresh = anchor_matcher, anchor_boundary_thresh
+        self.batch_size_per_image, self.positive_fraction = batch_size_per_image, positive_fraction
+        self.loss_weight = by_name(loss_weight, ("loss_rpn_cls", "loss_rpn_loc"))
+        self.box_reg_loss_type, self.smooth_l1_beta = box_reg_loss_type, smooth_l1_beta
+        # ... and what is proposed. The numbers to keep go by self.training.
+        self.pre_nms_topk, self.post_nms_topk = (dict(zip((True, False), k)) for k in (pre_nms_topk, post_nms_topk))
+        self.nms_thresh, self.min_box_size = nms_thresh, float(min_box_size)
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances] | None = None
@@ -151,11 +152,10 @@ class RPN(nn.Module):
         """
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)
-        logit_maps, delta_maps = self.rpn_head(maps)
-        # The anchors of a feature map come cell by cell, so the predictions are put in that order.
-        logits = [logit.permute(0, 2, 3, 1).flatten(1) for logit in logit_maps]
         box_dim = self.anchor_generator.box_dim
-        deltas = [d.unflatten(1, (-1, box_dim)).permute(0, 3, 4, 1, 2).flatten(1, -2) for d in delta_maps]
+        logit_maps, delta_maps = self.rpn_head(maps)
+        logits = [_in_order_of_anchors(logit_map, 1).squeeze(-1) for logit_map in logit_maps]
+        deltas = [_in_order_of_anchors(delta_map, box_dim) for delta_map in delta_maps]
 
         losses: dict[str, Tensor] = {}
         if self.training:
@@ -176,17 +176,24 @@ class RPN(nn.Module):
             and the boxes (R, 4) to regress to, which mean something where the label is 1.
         """
         joined = Boxes.cat(anchors)
-        all_labels, all_boxes = [], []
-        for gt in gt_instances:
-            gt_boxes: Boxes = gt.gt_boxes
+        labels, boxes = zip(*(self._targets_of_image(joined, gt) for gt in gt_instances))
+        return list(labels), list(boxes)
+
+    def _targets_of_image(self, anchors: Boxes, gt: Instances) -> tuple[Tensor, Tensor]:
+        """The same for one image, the anchors of all feature maps together."""
+        gt_boxes: Boxes = gt.gt_boxes
+
+        def match() -> tuple[Tensor, Tensor]:
             # The largest matrices of all, so this may fall back to the CPU.
-            overlaps = retry_if_cuda_oom(pairwise_iou)(gt_boxes, joined)
-            index, labels = (t.to(gt_boxes.device) for t in retry_if_cuda_oom(self.anchor_matcher)(overlaps))
-            if self.anchor_boundary_thresh >= 0:
-                labels[~joined.inside_box(gt.image_size, self.anchor_boundary_thresh)] = -1  # type: ignore[arg-type]
-            all_labels.append(self._subsample_labels(labels))
-            all_boxes.append(gt_boxes.tensor[index] if len(gt_boxes) else torch.zeros_like(joined.tensor))
-        return all_labels, all_boxes
+            overlaps = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors)
+            return retry_if_cuda_oom(self.anchor_matcher)(overlaps)
+
+        index, labels = (result.to(gt_boxes.device) for result in match())
+        if self.anchor_boundary_thresh >= 0:
+            inside = anchors.inside_box(gt.image_size, self.anchor_boundary_thresh)  # type: ignore[arg-type]
+            labels = labels.masked_fill(~inside, -1)
+        boxes = gt_boxes.tensor[index] if len(gt_boxes) else torch.zeros_like(anchors.tensor)
+        return self._subsample_labels(labels), boxes
 
     def _subsample_labels(self, label: Tensor) -> Tensor:
         """``label`` with -1 at everything that is not in a random sample."""
@@ -213,28 +220,28 @@ class RPN(nn.Module):
             pred_anchor_deltas: for each feature map (N, H * W * A, 4).
             gt_boxes: for each image (R, 4), from :meth:`label_and_sample_anchors`.
         """
-        num_images = len(gt_labels)
         labels = torch.stack(gt_labels)
-        positive, sampled = labels == 1, labels >= 0
-        num_positive, num_sampled = positive.sum().item(), sampled.sum().item()
-        storage = get_event_storage()
-        storage.put_scalar("rpn/num_pos_anchors", num_positive / num_images)
-        storage.put_scalar("rpn/num_neg_anchors", (num_sampled - num_positive) / num_images)
-
-        localization = _dense_box_regression_loss(
-            anchors,
-            self.box2box_transform,
-            pred_anchor_deltas,
-            gt_boxes,
-            positive,
-            box_reg_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
-        )
+        sampled = labels >= 0
         logits = cat(pred_objectness_logits, dim=1)[sampled]
-        objectness = F.binary_cross_entropy_with_logits(logits, labels[sampled].float(), reduction="sum")
+        chosen = labels[sampled].float()
+        sums = {
+            "loss_rpn_cls": F.binary_cross_entropy_with_logits(logits, chosen, reduction="sum"),
+            "loss_rpn_loc": _dense_box_regression_loss(
+                anchors,
+                self.box2box_transform,
+                pred_anchor_deltas,
+                gt_boxes,
+                labels == 1,
+                self.box_reg_loss_type,
+                self.smooth_l1_beta,
+            ),
+        }
+        num_images, num_positive = len(labels), int(chosen.sum().item())
+        counts = {"pos": num_positive, "neg": len(chosen) - num_positive}
+        for kind, count in counts.items():
+            get_event_storage().put_scalar(f"rpn/num_{kind}_anchors", count / num_images)
         sample_size = self.batch_size_per_image * num_images
-        losses = {"loss_rpn_cls": objectness / sample_size, "loss_rpn_loc": localization / sample_size}
-        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+        return weigh({name: loss / sample_size for name, loss in sums.items()}, self.loss_weight)
 
     @torch.no_grad()  # the heads take proposals as given
     def predict_proposals(
@@ -258,9 +265,9 @@ class RPN(nn.Module):
 
     def _decode_proposals(self, anchors: list[Boxes], pred_anchor_deltas: list[Tensor]) -> list[Tensor]:
         """For each feature map the boxes (N, H * W * A, 4) that the codes stand for."""
-        decoded = []
-        for level_anchors, deltas in zip(anchors, pred_anchor_deltas):
-            repeated = level_anchors.tensor.expand(len(deltas), -1, -1)
-            boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), repeated.flatten(0, 1))
-            decoded.append(boxes.view_as(deltas))
-        return decoded
+
+        def decode(boxes: Tensor, deltas: Tensor) -> Tensor:
+            boxes = boxes.expand_as(deltas).flatten(0, 1)  # of every image
+            return self.box2box_transform.apply_deltas(deltas.flatten(0, 1), boxes).view_as(deltas)
+
+        return [decode(boxes.tensor, deltas) for boxes, deltas in zip(anchors, pred_anchor_deltas)]

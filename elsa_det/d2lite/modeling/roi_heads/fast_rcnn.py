@@ -5,7 +5,7 @@ Letters for shapes: R regions of all images, K foreground classes; class K is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ...layers import ShapeSpec, batched_nms, cat, cross_entropy
 from ...structures import Boxes, Instances
 from ...utils.events import get_event_storage
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
+from ..loss_weights import LossWeight, by_name, weigh
 
 __all__ = ["FastRCNNOutputLayers", "fast_rcnn_inference"]
 
@@ -42,11 +43,12 @@ def fast_rcnn_inference(
         For each image Instances with ``pred_boxes``, ``scores``, ``pred_classes``, best first,
         and the index of the region that each detection comes from.
     """
-    per_image = [
-        fast_rcnn_inference_single_image(*image, score_thresh, nms_thresh, topk_per_image)
-        for image in zip(boxes, scores, image_shapes)
-    ]
-    return [detections for detections, _ in per_image], [regions for _, regions in per_image]
+    detections, regions = [], []
+    for image in zip(boxes, scores, image_shapes):
+        found, index = fast_rcnn_inference_single_image(*image, score_thresh, nms_thresh, topk_per_image)
+        detections.append(found)
+        regions.append(index)
+    return detections, regions
 
 
 def fast_rcnn_inference_single_image(
@@ -99,6 +101,15 @@ def _log_classification_stats(pred_logits: Tensor, gt_classes: Tensor, prefix: s
         storage.put_scalar(f"{prefix}/false_negative", num_missed / num_foreground)
 
 
+def _joined(parts: Sequence[Tensor], nothing: Tensor) -> Tensor:
+    return cat(parts) if parts else nothing
+
+
+def _of_each_image(values: Tensor, proposals: list[Instances]) -> tuple[Tensor, ...]:
+    """Values of all regions, taken apart again."""
+    return values.split([len(p) for p in proposals])
+
+
 class FastRCNNOutputLayers(nn.Module):
     """Two linear layers, for class scores and for box codes, with their losses and inference."""
 
@@ -114,7 +125,7 @@ class FastRCNNOutputLayers(nn.Module):
         cls_agnostic_bbox_reg: bool = False,
         smooth_l1_beta: float = 0.0,
         box_reg_loss_type: str = "smooth_l1",
-        loss_weight: float | Mapping[str, float] = 1.0,
+        loss_weight: LossWeight = 1.0,
         use_fed_loss: bool = False,
         use_sigmoid_ce: bool = False,
         get_fed_loss_cls_weights: Callable[[], Tensor] | None = None,
@@ -151,19 +162,13 @@ class FastRCNNOutputLayers(nn.Module):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
-        self.num_classes = num_classes
-        self.box2box_transform = box2box_transform
-        self.smooth_l1_beta = smooth_l1_beta
-        self.test_score_thresh = test_score_thresh
-        self.test_nms_thresh = test_nms_thresh
-        self.test_topk_per_image = test_topk_per_image
-        self.box_reg_loss_type = box_reg_loss_type
-        if not isinstance(loss_weight, Mapping):
-            loss_weight = {"loss_cls": loss_weight, "loss_box_reg": loss_weight}
-        self.loss_weight = loss_weight
-        self.use_fed_loss = use_fed_loss
-        self.use_sigmoid_ce = use_sigmoid_ce
+        self.num_classes, self.box2box_transform = num_classes, box2box_transform
+        self.loss_weight = by_name(loss_weight, ("loss_cls", "loss_box_reg"))
+        self.use_sigmoid_ce, self.use_fed_loss = use_sigmoid_ce, use_fed_loss
         self.fed_loss_num_classes = fed_loss_num_classes
+        self.box_reg_loss_type, self.smooth_l1_beta = box_reg_loss_type, smooth_l1_beta
+        self.test_score_thresh, self.test_nms_thresh = test_score_thresh, test_nms_thresh
+        self.test_topk_per_image = test_topk_per_image
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (R, ...) to class logits (R, K + 1) and box codes (R, K * 4), or (R, 4) if class-agnostic."""
@@ -179,32 +184,29 @@ class FastRCNNOutputLayers(nn.Module):
                 background, ``gt_boxes``.
         """
         scores, deltas = predictions
-        if proposals:
-            gt_classes = cat([p.gt_classes for p in proposals])
-            proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
-            # Images without ground truth have no gt_boxes: any boxes do, as background regions are not regressed.
-            gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
-            assert not proposal_boxes.requires_grad, "proposals are constants to the box head"
-        else:
-            gt_classes = torch.empty(0, dtype=torch.int64, device=scores.device)
-            proposal_boxes = gt_boxes = torch.empty((0, 4), device=deltas.device)
-        _log_classification_stats(scores, gt_classes)
-        if self.use_sigmoid_ce:
-            loss_cls = self.sigmoid_cross_entropy_loss(scores, gt_classes)
-        else:
-            loss_cls = cross_entropy(scores, gt_classes, reduction="mean")
-        loss_box_reg = self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
-        losses = {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
-        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+        # Images without ground truth have no gt_boxes: any boxes do, as background regions are not regressed.
+        targets = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
+        classes = _joined([p.gt_classes for p in proposals], scores.new_empty(0, dtype=torch.int64))
+        regions = _joined([p.proposal_boxes.tensor for p in proposals], deltas.new_empty(0, 4))
+        gt_boxes = _joined([boxes.tensor for boxes in targets], deltas.new_empty(0, 4))
+        assert not regions.requires_grad, "proposals are constants to the box head"
+
+        _log_classification_stats(scores, classes)
+        classification = self.sigmoid_cross_entropy_loss if self.use_sigmoid_ce else cross_entropy
+        losses = {
+            "loss_cls": classification(scores, classes),
+            "loss_box_reg": self.box_reg_loss(regions, gt_boxes, deltas, classes),
+        }
+        return weigh(losses, self.loss_weight)
 
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
         """Binary cross entropy of logits (R, K + 1) without the background: summed over classes, mean over regions."""
         if pred_class_logits.numel() == 0:
             return pred_class_logits.sum() * 0.0
-        targets = torch.zeros_like(pred_class_logits)
-        targets[torch.arange(len(targets), device=targets.device), gt_classes] = 1
-        loss = F.binary_cross_entropy_with_logits(pred_class_logits[:, :-1], targets[:, :-1], reduction="none")
-        return loss.sum() / len(pred_class_logits)
+        logits = pred_class_logits[:, :-1]
+        classes = torch.arange(logits.shape[1], device=gt_classes.device)
+        is_class = (gt_classes[:, None] == classes).to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, is_class, reduction="none").sum() / len(logits)
 
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
         """Regression loss of the foreground divided by the number of all regions, so that every foreground region
@@ -216,34 +218,22 @@ class FastRCNNOutputLayers(nn.Module):
             pred_deltas: (R, K * 4) or (R, 4).
             gt_classes: (R,).
         """
-        foreground = torch.nonzero((gt_classes >= 0) & (gt_classes < self.num_classes)).flatten()
-        if pred_deltas.shape[1] == proposal_boxes.shape[1]:
-            deltas = pred_deltas[foreground]
-        else:
-            deltas = pred_deltas.unflatten(1, (self.num_classes, -1))[foreground, gt_classes[foreground]]
-        loss = _dense_box_regression_loss(
-            [proposal_boxes[foreground]],
-            self.box2box_transform,
-            [deltas[None]],
-            [gt_boxes[foreground]],
-            ...,
-            self.box_reg_loss_type,
-            self.smooth_l1_beta,
-        )
-        return loss / max(gt_classes.numel(), 1.0)
+        index = torch.nonzero((gt_classes >= 0) & (gt_classes < self.num_classes)).flatten()
+        codes = pred_deltas.unflatten(1, (-1, proposal_boxes.shape[1]))  # (R, K or 1, 4)
+        column = gt_classes[index] if codes.shape[1] > 1 else 0
+        how = (self.box_reg_loss_type, self.smooth_l1_beta)
+        sources, targets, deltas = proposal_boxes[index], gt_boxes[index], codes[index, column]
+        loss = _dense_box_regression_loss([sources], self.box2box_transform, [deltas[None]], [targets], ..., *how)
+        return loss / max(len(gt_classes), 1)
 
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
         """Detections of each image, see :func:`fast_rcnn_inference`; ``proposals`` need ``proposal_boxes``."""
-        return fast_rcnn_inference(
-            self.predict_boxes(predictions, proposals),
-            self.predict_probs(predictions, proposals),
-            [p.image_size for p in proposals],
-            self.test_score_thresh,
-            self.test_nms_thresh,
-            self.test_topk_per_image,
-        )
+        limits = (self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image)
+        sizes = [p.image_size for p in proposals]
+        boxes, probabilities = (predict(predictions, proposals) for predict in (self.predict_boxes, self.predict_probs))
+        return fast_rcnn_inference(boxes, probabilities, sizes, *limits)
 
     def _decode(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> Tensor:
         boxes = cat([p.proposal_boxes.tensor for p in proposals])
@@ -253,7 +243,7 @@ class FastRCNNOutputLayers(nn.Module):
         """For each image the decoded boxes (its regions, K * 4), or (its regions, 4) if class-agnostic."""
         if not proposals:
             return []
-        return self._decode(predictions, proposals).split([len(p) for p in proposals])
+        return _of_each_image(self._decode(predictions, proposals), proposals)
 
     def predict_boxes_for_gt_classes(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> Any:
         """For each image the decoded boxes (its regions, 4) of the classes in ``gt_classes``."""
@@ -263,10 +253,10 @@ class FastRCNNOutputLayers(nn.Module):
         # Background and ignored regions have no class to pick a box by; any will do.
         classes = torch.cat([p.gt_classes for p in proposals]).clamp(0, boxes.shape[1] - 1)
         chosen = boxes[torch.arange(len(boxes), device=boxes.device), classes]
-        return chosen.split([len(p) for p in proposals])
+        return _of_each_image(chosen, proposals)
 
     def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> Any:
         """For each image the class probabilities (its regions, K + 1)."""
         scores, _ = predictions
         probabilities = scores.sigmoid() if self.use_sigmoid_ce else F.softmax(scores, dim=-1)
-        return probabilities.split([len(p) for p in proposals])
+        return _of_each_image(probabilities, proposals)

@@ -48,11 +48,9 @@ class ROIHeads(nn.Module):
                 from the first iteration on.
         """
         super().__init__()
-        self.batch_size_per_image = batch_size_per_image
-        self.positive_fraction = positive_fraction
         self.num_classes = num_classes
-        self.proposal_matcher = proposal_matcher
-        self.proposal_append_gt = proposal_append_gt
+        self.proposal_matcher, self.proposal_append_gt = proposal_matcher, proposal_append_gt
+        self.batch_size_per_image, self.positive_fraction = batch_size_per_image, positive_fraction
 
     def _sample_proposals(
         self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
@@ -68,15 +66,11 @@ class ROIHeads(nn.Module):
             Indices of the chosen proposals, foreground first, and their classes (the background being
             ``num_classes``).
         """
-        if gt_classes.numel():
-            classes = gt_classes[matched_idxs]
-            classes[matched_labels == 0] = self.num_classes
-            classes[matched_labels == -1] = -1
-        else:
-            classes = torch.full_like(matched_idxs, self.num_classes)
-        chosen = torch.cat(
-            subsample_labels(classes, self.batch_size_per_image, self.positive_fraction, self.num_classes)
-        )
+        classes = torch.full_like(matched_idxs, self.num_classes)
+        if len(gt_classes):
+            classes = classes.where(matched_labels == 0, gt_classes[matched_idxs]).masked_fill(matched_labels == -1, -1)
+        sampled = subsample_labels(classes, self.batch_size_per_image, self.positive_fraction, self.num_classes)
+        chosen = torch.cat(sampled)
         return chosen, classes[chosen]
 
     @torch.no_grad()
@@ -94,25 +88,24 @@ class ROIHeads(nn.Module):
         """
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
-        sampled, num_foreground, num_background = [], [], []
-        for proposed, target in zip(proposals, targets):
-            index, labels = self.proposal_matcher(pairwise_iou(target.gt_boxes, proposed.proposal_boxes))
-            chosen, classes = self._sample_proposals(index, labels, target.gt_classes)
-            picked = proposed[chosen]
-            picked.gt_classes = classes
-            if len(target):
-                of_chosen = index[chosen]
-                for name, values in target.get_fields().items():
-                    if name.startswith("gt_") and not picked.has(name):
-                        picked.set(name, values[of_chosen])
-            sampled.append(picked)
-            num_background.append((classes == self.num_classes).sum().item())
-            num_foreground.append(classes.numel() - num_background[-1])
-
-        storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", sum(num_foreground) / len(num_foreground))
-        storage.put_scalar("roi_head/num_bg_samples", sum(num_background) / len(num_background))
+        sampled = [self._label_and_sample_image(*image) for image in zip(proposals, targets)]
+        classes = torch.cat([picked.gt_classes for picked in sampled])
+        num_background = int((classes == self.num_classes).sum().item())
+        counts = {"fg": len(classes) - num_background, "bg": num_background}
+        for kind, count in counts.items():
+            get_event_storage().put_scalar(f"roi_head/num_{kind}_samples", count / len(sampled))
         return sampled
+
+    def _label_and_sample_image(self, proposed: Instances, target: Instances) -> Instances:
+        matched, labels = self.proposal_matcher(pairwise_iou(target.gt_boxes, proposed.proposal_boxes))
+        chosen, classes = self._sample_proposals(matched, labels, target.gt_classes)
+        picked = proposed[chosen]
+        picked.gt_classes = classes
+        known = target.get_fields() if len(target) else {}
+        for name in known:
+            if name.startswith("gt_") and not picked.has(name):
+                picked.set(name, known[name][matched[chosen]])
+        return picked
 
     def forward(
         self,
@@ -206,11 +199,10 @@ class StandardROIHeads(ROIHeads):
             return self.forward_with_given_boxes(features, self._forward_box(features, proposals)), {}
         if not targets:
             raise ValueError("StandardROIHeads: training needs ground truth; the inputs have no 'instances'.")
-        proposals = self.label_and_sample_proposals(proposals, targets)
-        losses = self._forward_box(features, proposals)  # may replace the boxes of the proposals, so it comes first
-        losses.update(self._forward_mask(features, proposals))
-        losses.update(self._forward_keypoint(features, proposals))
-        return proposals, losses
+        sampled = self.label_and_sample_proposals(proposals, targets)
+        # The box branch may replace the boxes of the proposals, so it comes first.
+        branches = (self._forward_box, self._forward_mask, self._forward_keypoint)
+        return sampled, {name: loss for branch in branches for name, loss in branch(features, sampled).items()}
 
     def forward_with_given_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
         """Add to ``instances``, which have ``pred_boxes`` and ``pred_classes``, what the other branches predict.
@@ -230,9 +222,8 @@ class StandardROIHeads(ROIHeads):
 
         With ``train_on_pred_boxes`` the boxes of the proposals are replaced by the predicted ones, in place.
         """
-        pooled = self.box_pooler(
-            [features[name] for name in self.box_in_features], [p.proposal_boxes for p in proposals]
-        )
+        regions = [p.proposal_boxes for p in proposals]
+        pooled = self.box_pooler([features[name] for name in self.box_in_features], regions)
         predictions = self.box_predictor(self.box_head(pooled))
         if not self.training:
             return self.box_predictor.inference(predictions, proposals)[0]
@@ -248,13 +239,13 @@ class StandardROIHeads(ROIHeads):
         """In training the losses of the mask branch on foreground proposals; in inference detections with masks."""
         if not self.mask_on:
             return {} if self.training else instances
+        field = "pred_boxes"
         if self.training:
-            instances, _ = select_foreground_proposals(instances, self.num_classes)
-        if self.mask_pooler is None:
-            return self.mask_head({name: features[name] for name in self.mask_in_features}, instances)
-        boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
-        pooled = self.mask_pooler([features[name] for name in self.mask_in_features], boxes)
-        return self.mask_head(pooled, instances)
+            field, instances = "proposal_boxes", select_foreground_proposals(instances, self.num_classes)[0]
+        used: Any = {name: features[name] for name in self.mask_in_features}
+        if self.mask_pooler is not None:
+            used = self.mask_pooler(list(used.values()), [i.get(field) for i in instances])
+        return self.mask_head(used, instances)
 
     def _forward_keypoint(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         """There is no such branch; a subclass may add one."""
