@@ -29,7 +29,11 @@ model.proposal_generator.batch_size_per_image = 64
 model.proposal_generator.pre_nms_topk = (400, 300)
 model.proposal_generator.post_nms_topk = (150, 100)
 model.roi_heads.num_classes = 6
-model.roi_heads.batch_size_per_image = 32
+model.roi_heads.batch_size_per_image = 48
+model.roi_heads.positive_fraction = 0.5
+for pooler in (model.roi_heads.box_pooler, model.roi_heads.mask_pooler):
+    pooler.canonical_box_size = 112  # objects of more than 56 pixels are pooled from stride 8
+del pooler
 model.roi_heads.box_head.fc_dims = [256, 256]
 model.roi_heads.mask_head.conv_dims = [64, 64, 64]
 model.roi_heads.mask_head.num_classes = 1  # one mask for all classes
@@ -44,7 +48,8 @@ dataloader.train.num_workers = 0
 dataloader.test.mapper.augmentations = []
 dataloader.test.num_workers = 0
 
-optimizer.lr = 7e-4
+optimizer.lr = 1e-3
+optimizer.fused = True
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
     warmup_length=0.03,
@@ -53,7 +58,7 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 train.init_checkpoint = "none"
-train.max_iter = 3000
+train.max_iter = 4000
 train.eval_period = 1000
 train.checkpointer.period = 1000
 train.log_period = 20

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .pointwise import Pointwise
+
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad a (B, H, W, C) map with zeros, right and bottom, to a multiple of ``multiple`` pixels."""
@@ -37,7 +39,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Pointwise(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = pad_to_multiple(x, 2)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
+
+from .pointwise import Mlp
 
 
 class ResidualBlock(nn.Module):

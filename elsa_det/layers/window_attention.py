@@ -8,6 +8,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from .patch import pad_to_multiple
+from .pointwise import Pointwise
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
@@ -83,8 +84,8 @@ class WindowAttention(nn.Module):
         self.num_heads, self.window_size, self.shift = num_heads, window_size, shift
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Pointwise(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Pointwise(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 

@@ -40,7 +40,7 @@ _PREPARE = "python datasets/prepare_quickstart.py"
 class SetSpec:
     """How many pictures each split has, and what they look like."""
 
-    train: int = 400
+    train: int = 1000
     val: int = 80
     scene: SceneSpec = field(default_factory=SceneSpec)
 
@@ -83,7 +83,7 @@ def write_shapes(
 
     Args:
         root: The folder; made if need be.
-        spec: What to draw; the default is 400 training and 80 validation images of 128×128 pixels.
+        spec: What to draw; the default is 1000 training and 80 validation images of 128×128 pixels.
         force: Draw even if the folder is complete.
         progress: Called with (images done, images in all) after each image.
 
