@@ -127,14 +127,10 @@ class DetectionCheckpointer(Checkpointer):
             checkpoint["model"] = align_state_dict(self.model.state_dict(), checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         # Older files lack the pixel statistics, which the config sets anyway, and have anchors, which are computed.
-        buffers = dict(self.model.named_buffers(recurse=False))
-        for name in ("pixel_mean", "pixel_std"):
-            if name in buffers and name in incompatible.missing_keys:
-                incompatible.missing_keys.remove(name)
-        incompatible.unexpected_keys[:] = [
-            name for name in incompatible.unexpected_keys if "anchor_generator.cell_anchors" not in name
-        ]
-        return incompatible
+        set_anyway = {"pixel_mean", "pixel_std"} & {name for name, _ in self.model.named_buffers(recurse=False)}
+        missing = [name for name in incompatible.missing_keys if name not in set_anyway]
+        unexpected = [name for name in incompatible.unexpected_keys if "anchor_generator.cell_anchors" not in name]
+        return incompatible._replace(missing_keys=missing, unexpected_keys=unexpected)
 
 
 def _parse_query(query: str, path: str) -> bool:

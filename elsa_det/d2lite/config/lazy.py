@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .. import __version__
 from ..utils.file_io import PathManager
-from ..utils.registry import _convert_target_to_string, locate, to_public_name
+from ..utils.registry import _convert_target_to_string, leads_to, to_public_name
 from .config_file import as_config, run_config_file
 from .to_python import to_python
 from .yaml_io import dump_yaml, load_yaml
@@ -212,11 +212,7 @@ def _targets_by_name(cfg: Any) -> list[str]:
         elif callable(target):
             with contextlib.suppress(AttributeError):  # a partial has no name, but yaml can hold it
                 call._target_ = name = _convert_target_to_string(target)
-                try:
-                    found = locate(name) is target
-                except ImportError:
-                    found = False
-                if not found:
+                if not leads_to(name, target):
                     lost.append(name)
     return lost
 

@@ -67,13 +67,9 @@ def print_instances_class_histogram(dataset_dicts: list[dict], class_names: Sequ
     if len(class_names) > 1:
         cells += ["total", int(counts.sum())]
     columns = min(6, 2 * len(class_names))
-    table = tabulate(
-        [cells[i : i + columns] for i in range(0, len(cells), columns)],
-        headers=["category", "#instances"] * (columns // 2),
-        tablefmt="pipe",
-        numalign="left",
-        stralign="center",
-    )
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    headers = ["category", "#instances"] * (columns // 2)
+    table = tabulate(rows, headers, tablefmt="pipe", stralign="center", numalign="left")
     log_first_n(logging.INFO, f"Objects of each of the {len(counts)} classes:\n{colored(table, 'cyan')}", key="message")
 
 
@@ -115,19 +111,21 @@ def get_detection_dataset_dicts(
     for name, dicts in zip(names, datasets):
         if not dicts:
             raise ValueError(f"Dataset '{name}' is empty: its annotations name no image.")
-    dataset_dicts = [image for dicts in datasets for image in dicts]
-    has_instances = "annotations" in dataset_dicts[0]
-    if filter_empty and has_instances:
-        dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
-    if check_consistency and has_instances and hasattr(MetadataCatalog.get(names[0]), "thing_classes"):
+    images = [image for dicts in datasets for image in dicts]
+    if "annotations" not in images[0]:
+        return images
+    if filter_empty:
+        images = filter_images_with_only_crowd_annotations(images)
+    class_names = MetadataCatalog.get(names[0]).get("thing_classes")
+    if check_consistency and class_names is not None:
         check_metadata_consistency("thing_classes", names)
-        print_instances_class_histogram(dataset_dicts, MetadataCatalog.get(names[0]).thing_classes)
-    if not dataset_dicts:
+        print_instances_class_histogram(images, class_names)
+    if not images:
         raise ValueError(
             f"No image of {', '.join(names)} has an object that can be trained on (all have none, or "
             "only crowds). Pass filter_empty=False to keep them."
         )
-    return dataset_dicts
+    return images
 
 
 def build_batch_data_loader(
@@ -176,36 +174,29 @@ def build_batch_data_loader(
         batch_size = total_batch_size // processes
     logger.info("%d images a batch in each of %d processes.", batch_size, processes)
 
-    if not isinstance(dataset, IterableDataset):
-        if sampler is None:
-            raise ValueError("A dataset with indices needs a sampler (for example TrainingSampler(len(dataset))).")
-        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
-    elif sampler is not None:
-        raise ValueError(f"A stream comes in its own order: sampler must be None, got {sampler!r}.")
     if aspect_ratio_grouping and not drop_last:
         raise ValueError("aspect_ratio_grouping leaves incomplete batches out, so drop_last=False is not possible.")
+    sampler = _checked_sampler(dataset, sampler, _no_default_sampler)
+    if sampler is not None:
+        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
 
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    collate_images = collate_fn or trivial_batch_collator
-    batching: dict[str, Any] = {"batch_size": batch_size, "drop_last": drop_last, "collate_fn": collate_images}
-    if aspect_ratio_grouping:  # single images come out of the loader, and are batched behind it
-        batching = {"collate_fn": operator.itemgetter(0)}
-    loader: Any = DataLoader(
-        dataset,
-        num_workers=num_workers,
-        worker_init_fn=worker_init_reset_seed,
-        prefetch_factor=prefetch_factor if num_workers > 0 else None,
-        persistent_workers=persistent_workers,
-        pin_memory=pin_memory,
-        generator=generator,
-        **batching,
+    options: dict[str, Any] = {
         **kwargs,
-    )
-    if aspect_ratio_grouping:
-        loader = AspectRatioGroupedDataset(loader, batch_size)
-        if collate_fn is not None:
-            loader = MapDataset(loader, collate_fn)
-    return loader
+        "num_workers": num_workers,
+        "persistent_workers": persistent_workers,
+        "pin_memory": pin_memory,
+        "worker_init_fn": worker_init_reset_seed,
+    }
+    if num_workers > 0:
+        options["prefetch_factor"] = prefetch_factor
+    if seed is not None:
+        options["generator"] = torch.Generator().manual_seed(seed)
+    if not aspect_ratio_grouping:
+        collate = collate_fn or trivial_batch_collator
+        return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, collate_fn=collate, **options)
+    # Single images come out of the loader, and are batched behind it.
+    batches = AspectRatioGroupedDataset(DataLoader(dataset, collate_fn=operator.itemgetter(0), **options), batch_size)
+    return batches if collate_fn is None else MapDataset(batches, collate_fn)
 
 
 def _mapped(dataset: Any, mapper: Callable | None) -> Any:
@@ -222,6 +213,10 @@ def _checked_sampler(dataset: Any, sampler: Sampler | Iterable | None, default: 
             raise ValueError(f"A stream comes in its own order: sampler must be None, got {sampler!r}.")
         return None
     return default(len(dataset)) if sampler is None else sampler
+
+
+def _no_default_sampler(size: int) -> Sampler:
+    raise ValueError(f"A dataset with indices needs a sampler (for example TrainingSampler({size})).")
 
 
 def build_detection_train_loader(
@@ -256,15 +251,8 @@ def build_detection_train_loader(
     sampler = _checked_sampler(dataset, sampler, TrainingSampler)
     if sampler is not None and not isinstance(sampler, Sampler):
         raise TypeError(f"build_detection_train_loader(sampler=…) is a torch Sampler, got {type(sampler).__name__}.")
-    return build_batch_data_loader(
-        dataset,
-        sampler,
-        total_batch_size,
-        aspect_ratio_grouping=aspect_ratio_grouping,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-        **kwargs,
-    )
+    kwargs |= {"aspect_ratio_grouping": aspect_ratio_grouping, "num_workers": num_workers, "collate_fn": collate_fn}
+    return build_batch_data_loader(dataset, sampler, total_batch_size, **kwargs)
 
 
 def build_detection_test_loader(

@@ -151,10 +151,8 @@ class ToIterableDataset(IterableDataset):
             raise TypeError(f"ToIterableDataset needs a dataset with indices, got the stream {dataset!r}.")
         if not isinstance(sampler, Sampler):
             raise TypeError(f"ToIterableDataset needs a torch Sampler, got {type(sampler).__name__}.")
-        self.dataset = dataset
-        self.sampler = sampler
-        self.shard_sampler = shard_sampler
-        self.shard_chunk_size = shard_chunk_size
+        self.dataset, self.sampler = dataset, sampler
+        self.shard_sampler, self.shard_chunk_size = shard_sampler, shard_chunk_size
 
     def __iter__(self) -> Iterator:
         indices = _share_of_this_worker(self.sampler, self.shard_chunk_size) if self.shard_sampler else self.sampler

@@ -61,16 +61,22 @@ class DatasetMapper:
                 f"DatasetMapper(instance_mask_format={instance_mask_format!r}) is not known: "
                 "use 'polygon' or 'bitmask'."
             )
-        self.is_train = is_train
+        self.is_train, self.image_format = is_train, image_format
         self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
-        self.use_instance_mask = use_instance_mask
-        self.use_keypoint = use_keypoint
-        self.instance_mask_format = instance_mask_format
-        self.keypoint_hflip_indices = keypoint_hflip_indices
-        self.proposal_topk = precomputed_proposal_topk
+        self.use_instance_mask, self.instance_mask_format = use_instance_mask, instance_mask_format
         self.recompute_boxes = recompute_boxes
+        # The attributes of what is not here, for mappers that are derived from this one.
+        self.use_keypoint, self.keypoint_hflip_indices = use_keypoint, keypoint_hflip_indices
+        self.proposal_topk = precomputed_proposal_topk
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", self.augmentations)
+
+    def _read(self, dataset_dict: dict) -> T.AugInput:
+        """The image, and the label map whose "sem_seg_file_name" is taken out of the dict."""
+        image = utils.read_image(dataset_dict["file_name"], self.image_format)
+        utils.check_image_size(dataset_dict, image)
+        label_file = dataset_dict.pop("sem_seg_file_name", None)
+        labels = None if label_file is None else utils.read_image(label_file, "L")[:, :, 0]
+        return T.AugInput(image, sem_seg=labels)
 
     def _transform_annotations(self, dataset_dict: dict, transforms: T.TransformList, image_shape: tuple) -> None:
         """Replace "annotations" by the "instances" a model is trained on. Crowds are left out."""
@@ -97,13 +103,7 @@ class DatasetMapper:
             maps, "sem_seg", an int64 tensor (H, W).
         """
         dataset_dict = copy.deepcopy(dataset_dict)
-        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
-        utils.check_image_size(dataset_dict, image)
-        sem_seg = None
-        if "sem_seg_file_name" in dataset_dict:
-            sem_seg = utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
-
-        aug_input = T.AugInput(image, sem_seg=sem_seg)
+        aug_input = self._read(dataset_dict)
         transforms = self.augmentations(aug_input)
         image = aug_input.image
         # Tensors pass from worker processes through shared memory; arrays would be pickled.

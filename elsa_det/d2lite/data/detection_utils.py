@@ -25,7 +25,6 @@ __all__ = [
     "convert_PIL_to_numpy",
     "convert_image_to_rgb",
     "filter_empty_instances",
-    "gen_crop_transform_with_instance",
     "get_bbox",
     "read_image",
     "transform_instance_annotations",
@@ -313,35 +312,6 @@ def filter_empty_instances(
     if by_mask and instances.has("gt_masks"):
         keep = keep & instances.gt_masks.nonempty()
     return (instances[keep], keep) if return_mask else instances[keep]
-
-
-def gen_crop_transform_with_instance(
-    crop_size: Sequence[int], image_size: Sequence[int], instance: dict[str, Any]
-) -> T.CropTransform:
-    """A crop of random place that has the centre of an object in it.
-
-    Args:
-        crop_size: (h, w), not larger than the image.
-        image_size: (h, w).
-        instance: annotation of the object.
-
-    Raises:
-        ValueError: if the object lies outside the image, or the crop is larger than it.
-    """
-    crop = np.asarray(crop_size, dtype=np.int32)
-    image = np.asarray(image_size, dtype=np.int32)
-    x0, y0, x1, y1 = get_bbox(instance)
-    center = np.array([(y0 + y1) * 0.5, (x0 + x1) * 0.5])
-    if (center > image).any() or (crop > image).any():
-        raise ValueError(
-            f"A crop of {tuple(crop_size)} about the object at {(y0, x0, y1, x1)} (y0, x0, y1, x1) does not fit in an "
-            f"image of {tuple(image_size)} (h, w)."
-        )
-    lowest = np.maximum(np.floor(center).astype(np.int32) - crop, 0)
-    highest = np.minimum(np.maximum(image - crop, 0), np.ceil(center).astype(np.int32))
-    top = np.random.randint(lowest[0], highest[0] + 1)
-    left = np.random.randint(lowest[1], highest[1] + 1)
-    return T.CropTransform(left, top, crop[1], crop[0])
 
 
 def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:

@@ -12,8 +12,6 @@ from .hooks import (
     LRScheduler,
     PeriodicCheckpointer,
     PeriodicWriter,
-    TorchMemoryStats,
-    TorchProfiler,
 )
 from .launch import DEFAULT_TIMEOUT, launch
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import math
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from ..evaluation.testing import flatten_results_dict
 from ..solver import LRMultiplier
 from ..utils import comm
 from ..utils.events import EventWriter
-from ..utils.file_io import PathManager
 from .train_loop import HookBase, TrainerBase
 
 __all__ = [
@@ -32,8 +31,6 @@ __all__ = [
     "LRScheduler",
     "PeriodicCheckpointer",
     "PeriodicWriter",
-    "TorchMemoryStats",
-    "TorchProfiler",
 ]
 
 logger = logging.getLogger(__name__)
@@ -48,11 +45,6 @@ def _period_ended(trainer: TrainerBase, period: int) -> bool:
 
 def _is_last_step(trainer: TrainerBase) -> bool:
     return trainer.iter + 1 == trainer.max_iter
-
-
-def _reached_the_end(trainer: TrainerBase) -> bool:
-    """For ``after_train``: false where training stopped early."""
-    return trainer.iter + 1 >= trainer.max_iter
 
 
 class CallbackHook(HookBase):
@@ -168,8 +160,8 @@ class PeriodicWriter(HookBase):
 
     def after_train(self) -> None:
         for writer in self._writers:
-            writer.write()  # other hooks may have left something in their after_train
-            writer.close()
+            with contextlib.closing(writer):
+                writer.write()  # other hooks may have left something in their after_train
 
 
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
@@ -182,7 +174,24 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
         self.step(self.trainer.iter)
 
 
-class BestCheckpointer(HookBase):
+class _AtEvaluations(HookBase):
+    """Does something every ``_period`` iterations and, in place of the last time, after training."""
+
+    _period: int
+
+    def _do_at_evaluation(self) -> None:
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        if _period_ended(self.trainer, self._period) and not _is_last_step(self.trainer):
+            self._do_at_evaluation()
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:  # not where training stopped early
+            self._do_at_evaluation()
+
+
+class BestCheckpointer(_AtEvaluations):
     """Saves a checkpoint whenever a metric is better than ever before.
 
     Register it after the hook that computes the metric, usually :class:`EvalHook`, with the same period.
@@ -217,7 +226,7 @@ class BestCheckpointer(HookBase):
         self.best_metric: float | None = None
         self.best_iter: int | None = None
 
-    def _save_if_better(self) -> None:
+    def _do_at_evaluation(self) -> None:
         latest = self.trainer.storage.latest().get(self._metric)
         if latest is None:
             logger.warning("BestCheckpointer: no metric '%s' has been stored, so nothing is saved.", self._metric)
@@ -234,15 +243,6 @@ class BestCheckpointer(HookBase):
         self._checkpointer.save(self._file_prefix, iteration=iteration)
         logger.info("Saved %s: %s is %.5f (%s before)", self._file_prefix, self._metric, value, known)
         self.best_metric, self.best_iter = value, iteration
-
-    def after_step(self) -> None:
-        # The moments of EvalHook: the last evaluation comes after training.
-        if _period_ended(self.trainer, self._period) and not _is_last_step(self.trainer):
-            self._save_if_better()
-
-    def after_train(self) -> None:
-        if _reached_the_end(self.trainer):
-            self._save_if_better()
 
 
 class LRScheduler(HookBase):
@@ -271,12 +271,12 @@ class LRScheduler(HookBase):
         return self._scheduler or self.trainer.scheduler
 
     def before_train(self) -> None:
-        self._optimizer = self._optimizer or self.trainer.optimizer
-        if isinstance(self.scheduler, ParamScheduler):
-            self._scheduler = LRMultiplier(
-                self._optimizer, self.scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
-            )
-        self._best_param_group_id = self.get_best_param_group_id(self._optimizer)
+        trainer = self.trainer
+        optimizer = self._optimizer or trainer.optimizer
+        schedule = self.scheduler
+        if isinstance(schedule, ParamScheduler):
+            self._scheduler = LRMultiplier(optimizer, schedule, trainer.max_iter, last_iter=trainer.iter - 1)
+        self._optimizer, self._best_param_group_id = optimizer, self.get_best_param_group_id(optimizer)
 
     @staticmethod
     def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
@@ -304,7 +304,7 @@ class LRScheduler(HookBase):
             self.scheduler.load_state_dict(state_dict)
 
 
-class EvalHook(HookBase):
+class EvalHook(_AtEvaluations):
     """Evaluates every ``eval_period`` iterations and after training; the numbers go to the event storage."""
 
     def __init__(self, eval_period: int, eval_function: Callable[[], Any], eval_after_train: bool = True):
@@ -315,9 +315,11 @@ class EvalHook(HookBase):
             eval_function: Returns a nested dict of numbers, or nothing.
             eval_after_train: Whether to evaluate once more at the end.
         """
-        self._period = eval_period
+        self._period, self._eval_after_train = eval_period, eval_after_train
         self._func = eval_function
-        self._eval_after_train = eval_after_train
+
+    def _do_at_evaluation(self) -> None:
+        self._do_eval()
 
     def _do_eval(self) -> None:
         results = self._func()
@@ -336,96 +338,6 @@ class EvalHook(HookBase):
                 raise ValueError(f"EvalHook: the metric '{name}' is {value!r}, which is not a number.") from error
         self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
 
-    def after_step(self) -> None:
-        if _period_ended(self.trainer, self._period) and not _is_last_step(self.trainer):
-            self._do_eval()
-
     def after_train(self) -> None:
-        if self._eval_after_train and _reached_the_end(self.trainer):
-            self._do_eval()
-
-
-class TorchProfiler(HookBase):
-    """Profiles single iterations with :class:`torch.profiler.profile`.
-
-    ``TorchProfiler(lambda trainer: 10 < trainer.iter < 20, output_dir)`` leaves out the slow first iterations. Results
-    are for TensorBoard (``output_dir/log``), or traces for a browser's ``chrome://tracing``.
-    """
-
-    def __init__(
-        self,
-        enable_predicate: Callable[[TrainerBase], bool],
-        output_dir: str,
-        *,
-        activities: Iterable | None = None,
-        save_tensorboard: bool = True,
-    ):
-        """
-        Args:
-            enable_predicate: Whether to profile the coming iteration.
-            output_dir: Where results go.
-            activities: As in :class:`torch.profiler.profile`.
-            save_tensorboard: For TensorBoard, or else as ``profiler-trace-iter{N}.json``.
-        """
-        self._enabled = enable_predicate
-        self._output_dir = output_dir
-        self._activities = activities
-        self._save_tensorboard = save_tensorboard
-        self._profiler: torch.profiler.profile | None = None
-
-    def before_step(self) -> None:
-        if not self._enabled(self.trainer):
-            return
-        on_ready = None
-        if self._save_tensorboard:
-            folder = os.path.join(self._output_dir, "log", f"profiler-tensorboard-iter{self.trainer.iter}")
-            on_ready = torch.profiler.tensorboard_trace_handler(folder, f"worker{comm.get_rank()}")
-        self._profiler = torch.profiler.profile(
-            activities=self._activities,
-            on_trace_ready=on_ready,
-            record_shapes=True,
-            profile_memory=True,
-            with_stack=True,
-            with_flops=True,
-        )
-        self._profiler.start()
-
-    def after_step(self) -> None:
-        if self._profiler is None:
-            return
-        profiler, self._profiler = self._profiler, None
-        profiler.stop()
-        if not self._save_tensorboard:
-            PathManager.mkdirs(self._output_dir)
-            name = f"profiler-trace-iter{self.trainer.iter}.json"
-            profiler.export_chrome_trace(os.path.join(self._output_dir, name))
-
-
-class TorchMemoryStats(HookBase):
-    """Logs what CUDA memory PyTorch holds, every ``period`` iterations; without CUDA it does nothing."""
-
-    def __init__(self, period: int = 20, max_runs: int = 10):
-        """
-        Args:
-            period: Iterations between reports. Peaks are those since the report before.
-            max_runs: Reports to give; the last comes with PyTorch's full memory summary.
-        """
-        self._period = period
-        self._runs_left = max_runs
-
-    def after_step(self) -> None:
-        due = _period_ended(self.trainer, self._period) or _is_last_step(self.trainer)
-        if not due or self._runs_left <= 0 or not torch.cuda.is_available():
-            return
-        self._runs_left -= 1
-        numbers = {
-            "max_reserved_mem": torch.cuda.max_memory_reserved(),
-            "reserved_mem": torch.cuda.memory_reserved(),
-            "max_allocated_mem": torch.cuda.max_memory_allocated(),
-            "allocated_mem": torch.cuda.memory_allocated(),
-        }
-        report = "  ".join(f"{name}: {value / 2**20:.0f}MB" for name, value in numbers.items())
-        logger.info(" iter: %d  %s", self.trainer.iter, report)
-        if self._runs_left == 0:
-            logger.info("\n%s", torch.cuda.memory_summary())
-        torch.cuda.reset_peak_memory_stats()
+        if self._eval_after_train:
+            super().after_train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -93,7 +94,7 @@ class TrainerBase:
         with contextlib.ExitStack() as at_the_end:
             self.storage = at_the_end.enter_context(EventStorage(start_iter))
             at_the_end.callback(self.after_train)
-            at_the_end.push(_log_failure)
+            at_the_end.push(functools.partial(_log_failure, "Exception during training:"))
             self.before_train()
             for iteration in range(start_iter, max_iter):
                 self._run_iteration(iteration)
@@ -149,10 +150,10 @@ class TrainerBase:
                 hook.load_state_dict(state)
 
 
-def _log_failure(kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+def _log_failure(what: str, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
     """For an ``ExitStack``: what went wrong is in the log before anything else is closed."""
     if isinstance(error, Exception):
-        logger.error("Exception during training:", exc_info=error)
+        logger.error(what, exc_info=error)
 
 
 class SimpleTrainer(TrainerBase):
@@ -184,23 +185,20 @@ class SimpleTrainer(TrainerBase):
         self.optimizer = optimizer
         self.zero_grad_before_forward = zero_grad_before_forward
         self.data_loader = data_loader
-        self._data_loader_iter_obj: Iterator | None = None
         self.gather_metric_period, self.async_write_metrics = gather_metric_period, async_write_metrics
         # A single worker, so that metrics are written in the order of the iterations. Its thread starts on first use.
         self.concurrent_executor = ThreadPoolExecutor(max_workers=1)
         self._pending_metrics: Future | None = None
 
-    @property
+    @functools.cached_property
     def _data_loader_iter(self) -> Iterator:
         """Made when first needed: starting the workers of a data loader is expensive."""
-        if self._data_loader_iter_obj is None:
-            self._data_loader_iter_obj = iter(self.data_loader)
-        return self._data_loader_iter_obj
+        return iter(self.data_loader)
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
         """Drop the data loader, then take the one that ``data_loader_builder()`` makes."""
         del self.data_loader
-        self._data_loader_iter_obj = None
+        self.__dict__.pop("_data_loader_iter", None)  # its workers end before those of the next one start
         self.data_loader = data_loader_builder()
 
     def run_step(self) -> None:
@@ -258,12 +256,11 @@ class SimpleTrainer(TrainerBase):
     ) -> None:
         """:meth:`write_metrics`, every ``gather_metric_period`` iterations."""
         iteration = self.iter if iter is None else iter
-        if (iteration + 1) % self.gather_metric_period == 0:
-            try:
-                SimpleTrainer.write_metrics(loss_dict, data_time, iteration, prefix)
-            except Exception:
-                logger.exception("Exception in writing metrics: ")
-                raise
+        if (iteration + 1) % self.gather_metric_period:
+            return
+        with contextlib.ExitStack() as at_the_end:
+            at_the_end.push(functools.partial(_log_failure, "Exception in writing metrics: "))
+            SimpleTrainer.write_metrics(loss_dict, data_time, iteration, prefix)
 
     @staticmethod
     def write_metrics(loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = "") -> None:

@@ -1,4 +1,4 @@
-"""COCO's metrics for boxes, masks and box proposals."""
+"""COCO's metrics for boxes and masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from ..structures import Instances
 from ..utils import comm
 from ..utils.file_io import PathManager
 from ..utils.logger import create_small_table
-from .box_proposals import box_proposal_recalls
 from .evaluator import DatasetEvaluator
 
 __all__ = ["COCOEvaluator", "instances_to_coco_json"]
@@ -37,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class COCOEvaluator(DatasetEvaluator):
-    """AP of instances, and average recall of proposals, as COCO computes them (see cocodataset.org/#detection-eval).
+    """AP of instances as COCO computes it (see cocodataset.org/#detection-eval).
 
     It works for any registered dataset of boxes and masks: one without a COCO json is converted first. Scores are
     percentages; NaN stands where there is nothing to compute one from, such as no objects of a size.
@@ -110,17 +109,18 @@ class COCOEvaluator(DatasetEvaluator):
         """
         Args:
             inputs: Dataset dicts; ``image_id`` is used.
-            outputs: Of each image, ``instances`` and/or ``proposals``.
+            outputs: Of each image, ``instances``.
+
+        Raises:
+            NotImplementedError: there are ``proposals`` in their place.
         """
         for image, output in zip(inputs, outputs):
             image_id = image["image_id"]
-            prediction: dict[str, Any] = {}
             if "instances" in output:
-                prediction["instances"] = instances_to_coco_json(output["instances"].to("cpu"), image_id)
-            if "proposals" in output:
-                prediction["proposals"] = output["proposals"].to("cpu")
-            if prediction:
-                self._predictions.append({"image_id": image_id, **prediction})
+                found = instances_to_coco_json(output["instances"].to("cpu"), image_id)
+                self._predictions.append({"image_id": image_id, "instances": found})
+            elif "proposals" in output:
+                raise NotImplementedError("COCOEvaluator: box proposals are not part of d2lite; install Detectron2.")
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
         """
@@ -128,8 +128,8 @@ class COCOEvaluator(DatasetEvaluator):
             img_ids: Evaluate instances on these images only; on all of the dataset if not given.
 
         Returns:
-            ``bbox``, ``segm`` and ``box_proposals``, as far as there are predictions, each a dict of scores. Empty
-            if there are none, and on every rank but the main one.
+            ``bbox`` and ``segm``, as far as there are predictions, each a dict of scores. Empty if there are none,
+            and on every rank but the main one.
 
         Raises:
             ValueError: Predictions that do not fit the dataset: a class it does not have, an image it does not have.
@@ -148,21 +148,7 @@ class COCOEvaluator(DatasetEvaluator):
             with PathManager.open(os.path.join(self._output_dir, "instances_predictions.pth"), "wb") as file:
                 torch.save(predictions, file)
 
-        results: OrderedDict[str, dict[str, float]] = OrderedDict()
-        if "proposals" in predictions[0]:
-            results.update(self._evaluate_proposals(predictions))
-        if "instances" in predictions[0]:
-            results.update(self._evaluate_instances(predictions, img_ids))
-        return results
-
-    def _evaluate_proposals(self, predictions: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-        if not self._has_annotations:
-            logger.info("Annotations are not available for evaluation.")
-            return {}
-        logger.info("Evaluating bbox proposals ...")
-        recalls = box_proposal_recalls(predictions, self._coco_api)
-        logger.info("Proposal metrics: \n%s", create_small_table(recalls))
-        return {"box_proposals": recalls}
+        return OrderedDict(self._evaluate_instances(predictions, img_ids))
 
     def _evaluate_instances(
         self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None
@@ -298,9 +284,8 @@ def _run_coco_eval(
     coco_eval.params.maxDets = sorted({1, min(10, max_dets), max_dets})
     if img_ids is not None:
         coco_eval.params.imgIds = img_ids
-    coco_eval.evaluate()
-    coco_eval.accumulate()
-    coco_eval.summarize()
+    for stage in (coco_eval.evaluate, coco_eval.accumulate, coco_eval.summarize):
+        stage()
     return coco_eval
 
 

@@ -24,12 +24,11 @@ class FrozenBatchNorm2d(nn.Module):
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.num_features = num_features
-        self.eps = eps
-        self.register_buffer("weight", torch.ones(num_features))
-        self.register_buffer("bias", torch.zeros(num_features))
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features) - eps)
+        self.num_features, self.eps = num_features, eps
+        ones, zeros = torch.ones(num_features), torch.zeros(num_features)
+        identity = {"weight": ones, "bias": zeros, "running_mean": zeros.clone(), "running_var": ones - eps}
+        for name, start in identity.items():
+            self.register_buffer(name, start)
         self.register_buffer("num_batches_tracked", None)
 
     weight: Tensor
@@ -168,10 +167,8 @@ class LayerNorm(nn.Module):
 
     def __init__(self, normalized_shape: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(normalized_shape))
-        self.bias = nn.Parameter(torch.zeros(normalized_shape))
-        self.eps = eps
-        self.normalized_shape = (normalized_shape,)
+        self.normalized_shape, self.eps = (normalized_shape,), eps
+        self.weight, self.bias = (nn.Parameter(torch.full((normalized_shape,), start)) for start in (1.0, 0.0))
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(1, keepdim=True)

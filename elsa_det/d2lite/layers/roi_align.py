@@ -23,10 +23,8 @@ class ROIAlign(nn.Module):
         self, output_size: int | tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool = True
     ) -> None:
         super().__init__()
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
-        self.sampling_ratio = sampling_ratio
-        self.aligned = aligned
+        self.output_size, self.spatial_scale = output_size, spatial_scale
+        self.sampling_ratio, self.aligned = sampling_ratio, aligned
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """Pool ``rois`` (B, 5: image index, then XYXY in image coordinates) from ``input`` (N, C, H, W).

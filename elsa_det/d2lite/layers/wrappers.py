@@ -41,10 +41,8 @@ class Conv2d(nn.Conv2d):
                 'Use norm="naiveSyncBN_N", "GN" or "LN" where a batch can be empty.'
             )
         x = super().forward(x)
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.activation is not None:
-            x = self.activation(x)
+        for follow_up in (self.norm, self.activation):
+            x = x if follow_up is None else follow_up(x)
         return x
 
 

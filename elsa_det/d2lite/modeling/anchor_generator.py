@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,8 +24,8 @@ class BufferList(nn.Module):
 
     def __init__(self, buffers: Sequence[Tensor]) -> None:
         super().__init__()
-        for i, buffer in enumerate(buffers):
-            self.register_buffer(str(i), buffer, persistent=False)
+        for buffer in buffers:
+            self.register_buffer(str(len(self)), buffer, persistent=False)
 
     def __len__(self) -> int:
         return len(self._buffers)
@@ -91,13 +92,10 @@ class DefaultAnchorGenerator(nn.Module):
 
         All ratios of the first size come first.
         """
-        rows = []
-        for size in sizes:
-            for ratio in aspect_ratios:
-                width = math.sqrt(size**2.0 / ratio)  # width * height = size², height / width = ratio
-                height = ratio * width
-                rows.append([-width / 2.0, -height / 2.0, width / 2.0, height / 2.0])
-        return torch.tensor(rows)
+        shapes = itertools.product(sizes, aspect_ratios)  # width * height = size², height / width = ratio
+        widths = [(math.sqrt(size**2.0 / ratio), ratio) for size, ratio in shapes]
+        corner = torch.tensor([(width, ratio * width) for width, ratio in widths]).reshape(-1, 2) / 2
+        return torch.cat((-corner, corner), dim=1)
 
     def _grid_anchors(self, grid_sizes: Sequence[Sequence[int]]) -> list[Tensor]:
         """For each (rows, columns) of ``grid_sizes`` the anchors (rows * columns * A, 4), row by row, cell by cell."""

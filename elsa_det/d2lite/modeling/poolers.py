@@ -24,9 +24,9 @@ def assign_boxes_to_levels(
         int64, one for each box of all images together: 0 stands for ``min_level``. A box with the area
         ``canonical_box_size ** 2`` (pixels²) is at ``canonical_level``, one with twice the side a level higher.
     """
-    sizes = torch.sqrt(cat([boxes.area() for boxes in box_lists]))
-    levels = torch.floor(canonical_level + torch.log2(sizes / canonical_box_size + 1e-8))
-    return levels.clamp(min_level, max_level).to(torch.int64) - min_level
+    sides = cat([boxes.area() for boxes in box_lists]).sqrt()
+    octaves = torch.log2(sides / canonical_box_size + 1e-8)  # above the canonical level; finite for empty boxes
+    return (octaves + canonical_level).floor().clamp(min_level, max_level).long() - min_level
 
 
 def convert_boxes_to_pooler_format(box_lists: list[Boxes]) -> Tensor:

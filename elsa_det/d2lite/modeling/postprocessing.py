@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..structures import Instances, ROIMasks
+from ..layers import paste_masks_in_image
+from ..structures import Instances
+from ..utils.memory import retry_if_cuda_oom
 
 __all__ = ["detector_postprocess", "sem_seg_postprocess"]
 
@@ -32,10 +34,9 @@ def detector_postprocess(
     boxes.clip(results.image_size)
     results = results[boxes.nonempty()]
     if results.has("pred_masks"):
-        masks = results.pred_masks
-        if not isinstance(masks, ROIMasks):
-            masks = ROIMasks(masks[:, 0])
-        results.pred_masks = masks.to_bitmasks(results.pred_boxes, output_height, output_width, mask_threshold).tensor
+        paste = retry_if_cuda_oom(paste_masks_in_image)
+        masks, size = results.pred_masks[:, 0], results.image_size
+        results.pred_masks = paste(masks, results.pred_boxes.tensor, size, threshold=mask_threshold)
     return results
 
 

@@ -22,12 +22,16 @@ def subsample_labels(
     Returns:
         Indices of the chosen positives and of the chosen negatives, both in random order.
     """
-    negative_mask = labels == bg_label
-    positive = torch.nonzero((labels != -1) & ~negative_mask).flatten()
-    negative = torch.nonzero(negative_mask).flatten()
-    num_positive = min(int(num_samples * positive_fraction), positive.numel())
-    num_negative = min(num_samples - num_positive, negative.numel())
-    # A permutation of each, positives first, even where nothing is left out: seeded runs depend on the draws.
-    chosen_positive = torch.randperm(positive.numel(), device=positive.device)[:num_positive]
-    chosen_negative = torch.randperm(negative.numel(), device=negative.device)[:num_negative]
-    return positive[chosen_positive], negative[chosen_negative]
+    is_negative = labels == bg_label
+    positive = _draw(~is_negative & (labels != -1), int(num_samples * positive_fraction))
+    return positive, _draw(is_negative, num_samples - len(positive))
+
+
+def _draw(mask: Tensor, count: int) -> Tensor:
+    """Up to ``count`` of the indices where ``mask`` is true.
+
+    All of them are put in random order first, even where none is left out: seeded runs depend on the draws.
+    """
+    index = torch.nonzero(mask).flatten()
+    order = torch.randperm(len(index), device=index.device)
+    return index[order[:count]]

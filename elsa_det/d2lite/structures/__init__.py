@@ -3,4 +3,4 @@
 from .boxes import Boxes, BoxMode, pairwise_ioa, pairwise_iou
 from .image_list import ImageList
 from .instances import Instances
-from .masks import BitMasks, PolygonMasks, ROIMasks, polygons_to_bitmask
+from .masks import BitMasks, PolygonMasks, polygons_to_bitmask

@@ -177,8 +177,8 @@ class Boxes:
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
     """(N, M): the area that box ``i`` of the first and box ``j`` of the second share."""
     a, b = boxes1.tensor[:, None], boxes2.tensor
-    sides = torch.min(a[..., 2:], b[:, 2:]) - torch.max(a[..., :2], b[:, :2])
-    width, height = sides.clamp_(min=0).unbind(-1)
+    sides = (torch.min(a[..., k + 2], b[:, k + 2]) - torch.max(a[..., k], b[:, k]) for k in (0, 1))
+    width, height = (side.clamp_(min=0) for side in sides)
     return width * height
 
 

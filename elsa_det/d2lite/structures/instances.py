@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,10 +77,14 @@ class Instances:
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
         """New instances with ``to`` called on every field that has it."""
-        moved = Instances(self._image_size)
+        return self._with_fields(lambda value: value.to(*args, **kwargs) if hasattr(value, "to") else value)
+
+    def _with_fields(self, make: Callable[[Any], Any]) -> Instances:
+        """New instances with fields that ``make`` makes of these."""
+        made = Instances(self._image_size)
         for name, value in self._fields.items():
-            moved.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
-        return moved
+            made.set(name, make(value))
+        return made
 
     def __getitem__(self, item: int | slice | Tensor) -> Instances:
         """The rows ``item`` of every field; a number takes one row and keeps the table.
@@ -91,10 +96,7 @@ class Instances:
             if not -len(self) <= item < len(self):
                 raise IndexError(f"Instances[{item}]: there are only {len(self)} instances.")
             item = slice(item, item + 1 or None)
-        taken = Instances(self._image_size)
-        for name, value in self._fields.items():
-            taken.set(name, value[item])
-        return taken
+        return self._with_fields(operator.itemgetter(item))
 
     def __len__(self) -> int:
         for value in self._fields.values():

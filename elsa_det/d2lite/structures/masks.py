@@ -1,4 +1,4 @@
-"""Instance masks: as bitmaps, as polygons, and as small squares that live in a box."""
+"""Instance masks: as bitmaps and as polygons."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import pycocotools.mask as coco_mask
 import torch
 from torch import Tensor
 
-from ..layers.mask_ops import paste_masks_in_image
 from ..layers.roi_align import ROIAlign
-from ..utils.memory import retry_if_cuda_oom
 from .boxes import Boxes
 
 
@@ -264,40 +262,3 @@ def _check_instance(polygons: Any) -> list[np.ndarray]:
                 f"{polygon.shape}. Remove it from the annotations or repair it."
             )
     return checked
-
-
-class ROIMasks:
-    """Masks that live in boxes: what a mask head predicts.
-
-    Args:
-        tensor: (N, M, M), values in [0, 1].
-
-    Raises:
-        ValueError: there are not three dimensions.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        if tensor.dim() != 3:
-            raise ValueError(f"ROIMasks must be of shape (N, M, M), but these are {tuple(tensor.shape)}.")
-        self.tensor = tensor
-
-    def to(self, device: torch.device | str) -> ROIMasks:
-        return ROIMasks(self.tensor.to(device))
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __getitem__(self, item: slice | Tensor) -> ROIMasks:
-        return ROIMasks(self.tensor[item])
-
-    def __repr__(self) -> str:
-        return f"ROIMasks(num_instances={len(self)})"
-
-    def to_bitmasks(self, boxes: Boxes, height: int, width: int, threshold: float = 0.5) -> BitMasks:
-        """Paste the masks into an image of that size: :func:`paste_masks_in_image`, on the CPU if the GPU is full."""
-        paste = retry_if_cuda_oom(paste_masks_in_image)
-        return BitMasks(paste(self.tensor, boxes.tensor, (height, width), threshold=threshold))

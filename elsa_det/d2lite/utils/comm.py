@@ -81,12 +81,9 @@ def get_local_size() -> int:
 
 def synchronize() -> None:
     """Wait until every process has come here."""
-    if get_world_size() == 1:
-        return
-    if dist.get_backend() == dist.Backend.NCCL:
-        dist.barrier(device_ids=[torch.cuda.current_device()])  # NCCL guesses, and warns, without it
-    else:
-        dist.barrier()
+    if get_world_size() > 1:
+        on_gpu = dist.get_backend() == dist.Backend.NCCL  # it guesses the device, and warns, if not told
+        dist.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
 
 
 @functools.lru_cache

@@ -201,23 +201,35 @@ class EventWriter:
         """Called at the end."""
 
 
+class _NewScalars:
+    """What became known since the last time it was asked for."""
+
+    def __init__(self, window_size: int) -> None:
+        self._window_size = window_size
+        self._seen_until = -1
+
+    def take(self, storage: EventStorage) -> list[tuple[str, float, int]]:
+        """Name, value and iteration of each scalar, noisy ones smoothed."""
+        latest = storage.latest_with_smoothing_hint(self._window_size)
+        new = [(name, value, iteration) for name, (value, iteration) in latest.items() if iteration > self._seen_until]
+        self._seen_until = max((iteration for *_, iteration in new), default=self._seen_until)
+        return new
+
+
 class JSONWriter(EventWriter):
     """One line of JSON for every iteration that has scalars, appended to a file: ``{"iteration": 19, "lr": 0.1}``."""
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
         """``window_size``: iterations of the median for noisy scalars."""
         self._file = PathManager.open(json_file, "a")
-        self._window_size = window_size
-        self._last_write = -1
+        self._scalars = _NewScalars(window_size)
 
     def write(self) -> None:
         lines: defaultdict[int, dict[str, float]] = defaultdict(dict)
-        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window_size).items():
-            if iteration > self._last_write:
-                lines[iteration][name] = value
+        for name, value, iteration in self._scalars.take(get_event_storage()):
+            lines[iteration][name] = value
         for iteration, scalars in lines.items():
             self._file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
-        self._last_write = max(lines, default=self._last_write)
         self._file.flush()
         with contextlib.suppress(AttributeError, OSError):  # not every kind of file has a descriptor
             os.fsync(self._file.fileno())
@@ -231,9 +243,8 @@ class TensorboardXWriter(EventWriter):
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any) -> None:
         """``window_size``: iterations of the median for noisy scalars; ``kwargs`` go to ``SummaryWriter``."""
-        self._window_size = window_size
+        self._scalars = _NewScalars(window_size)
         self._writer_args = {"log_dir": log_dir, **kwargs}
-        self._last_write = -1
 
     @cached_property
     def _writer(self) -> Any:
@@ -243,17 +254,13 @@ class TensorboardXWriter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        newest = self._last_write
-        for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
-            if iteration > self._last_write:
-                self._writer.add_scalar(name, value, iteration)
-                newest = max(newest, iteration)
-        self._last_write = newest
+        for scalar in self._scalars.take(storage):
+            self._writer.add_scalar(*scalar)
         for image in storage._vis_data:
             self._writer.add_image(*image)
-        storage.clear_images()
         for histogram in storage._histograms:
             self._writer.add_histogram_raw(**histogram)
+        storage.clear_images()
         storage.clear_histograms()
 
     def close(self) -> None:

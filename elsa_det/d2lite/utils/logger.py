@@ -163,11 +163,4 @@ def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = 
 
 def create_small_table(small_dict: Mapping[str, Any]) -> str:
     """A table of two rows, keys over values, for a handful of results."""
-    return tabulate(
-        [list(small_dict.values())],
-        headers=list(small_dict),
-        tablefmt="pipe",
-        floatfmt=".3f",
-        stralign="center",
-        numalign="center",
-    )
+    return tabulate([list(small_dict.values())], list(small_dict), "pipe", ".3f", numalign="center", stralign="center")

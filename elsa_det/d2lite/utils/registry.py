@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import itertools
 from types import ModuleType
 from typing import Any
 
@@ -79,13 +80,17 @@ def _convert_target_to_string(t: Any) -> str:
         AttributeError: ``t`` has no ``__module__`` or ``__qualname__``.
     """
     module, qualname = to_public_name(t.__module__), t.__qualname__
-    packages = module.split(".")
-    for depth in range(1, len(packages)):
-        candidate = ".".join([*packages[:depth], qualname])
-        try:
-            if locate(candidate) is t:
-                return candidate
-        except ImportError:
-            continue
-    # torch.sigmoid says that it is torch._VariableFunctionsClass.sigmoid, where nobody finds it
-    return f"{module}.{qualname.rpartition('.')[2] if '_VariableFunctionsClass' in qualname else qualname}"
+    if "_VariableFunctionsClass" in qualname:  # torch.sigmoid says that it is in there, where nobody finds it
+        in_full = f"{module}.{qualname.rpartition('.')[2]}"
+    else:
+        in_full = f"{module}.{qualname}"
+    *parents, _ = itertools.accumulate(module.split("."), "{}.{}".format)
+    return next((name for package in parents if leads_to(name := f"{package}.{qualname}", t)), in_full)
+
+
+def leads_to(name: str, target: Any) -> bool:
+    """Whether :func:`locate` finds just this object."""
+    try:
+        return locate(name) is target
+    except ImportError:
+        return False

@@ -29,6 +29,7 @@ __all__ = ["ColorMode", "GenericMask", "VisImage", "Visualizer"]
 logger = logging.getLogger(__name__)
 
 _OFF_WHITE = (1.0, 1.0, 240.0 / 255)
+_TEXT_PLATE = {"facecolor": "black", "alpha": 0.8, "pad": 0.7, "edgecolor": "none"}
 _SMALL_OBJECT_AREA = 1000  # square pixels; the label of a smaller object goes beside it
 _SMALL_OBJECT_HEIGHT = 40
 _LARGE_PART_AREA = 120000  # square pixels; every part of a mask that is larger gets a label of its own
@@ -350,19 +351,16 @@ class Visualizer:
         """
         light = np.maximum(mpl_colors.to_rgb(color), 0.2)
         light[light.argmax()] = max(0.8, light.max())
-        self.output.ax.text(
-            position[0],
-            position[1],
-            text,
-            size=(font_size or self._default_font_size) * self.output.scale,
-            family="sans-serif",
-            bbox={"facecolor": "black", "alpha": 0.8, "pad": 0.7, "edgecolor": "none"},
-            verticalalignment="top",
-            horizontalalignment=horizontal_alignment,
-            color=tuple(light),
-            zorder=10,
-            rotation=rotation,
-        )
+        points = (font_size or self._default_font_size) * self.output.scale
+        style: dict[str, Any] = {
+            "fontsize": points,
+            "color": tuple(light),
+            "bbox": _TEXT_PLATE,
+            "family": "sans-serif",
+            "zorder": 10,
+        }
+        x, y = position
+        self.output.ax.text(x, y, text, ha=horizontal_alignment, va="top", rotation=rotation, **style)
         return self.output
 
     def draw_box(
@@ -392,16 +390,15 @@ class Visualizer:
             edge_color: Of the outline; the same if not given, darker on an opaque filling.
             alpha: Opacity of the filling, 0…1.
         """
-        if edge_color is None:
-            edge_color = self._change_color_brightness(color, -0.7) if alpha > 0.8 else color
-        patch = Polygon(
-            segment,
-            fill=True,
-            facecolor=(*mpl_colors.to_rgb(color), alpha),
-            edgecolor=(*mpl_colors.to_rgb(edge_color), 1),
-            linewidth=max(self._default_font_size // 15 * self.output.scale, 1),
-        )
-        self.output.ax.add_patch(patch)
+        outline = color if edge_color is None else edge_color
+        if edge_color is None and alpha > 0.8:
+            outline = self._change_color_brightness(color, -0.7)
+        colors: dict[str, Any] = {
+            "facecolor": mpl_colors.to_rgba(color, alpha),
+            "edgecolor": mpl_colors.to_rgba(outline, 1),
+        }
+        width = max(self._default_font_size // 15 * self.output.scale, 1)
+        self.output.ax.add_patch(Polygon(segment, linewidth=width, **colors))
         return self.output
 
     def draw_binary_mask(
@@ -452,13 +449,14 @@ class Visualizer:
         self.output.ax.imshow(rgba, extent=(0, self.output.width, self.output.height, 0))
 
     def _draw_text_in_mask(self, binary_mask: np.ndarray, text: str, color: Any) -> None:
-        count, parts, stats, _ = cv2.connectedComponentsWithStats(binary_mask, connectivity=8)
-        areas = stats[1:, cv2.CC_STAT_AREA]  # component 0 is the background
-        for part in range(1, count):
-            if part == areas.argmax() + 1 or areas[part - 1] > _LARGE_PART_AREA:
-                # The median is inside more often than the mean.
-                center = np.median((parts == part).nonzero(), axis=1)[::-1]
-                self.draw_text(text, center, color=color)
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(binary_mask, connectivity=8)
+        areas = stats[:, cv2.CC_STAT_AREA]
+        areas[0] = -1  # the background
+        wanted = areas > _LARGE_PART_AREA
+        wanted[areas.argmax()] = True
+        for part in np.flatnonzero(wanted[1:]) + 1:
+            y, x = np.median(np.nonzero(parts == part), axis=1)  # inside more often than the mean
+            self.draw_text(text, (x, y), color=color)
 
     def _has_class_colors(self) -> bool:
         return bool(self.metadata.get("thing_colors"))

@@ -177,20 +177,6 @@ def test_empty_objects_are_dropped():
     assert len(utils.filter_empty_instances(instances, by_box=False)) == 2
 
 
-def test_crop_about_an_object():
-    np.random.seed(0)
-    box = {"bbox": [50, 20, 10, 10], "bbox_mode": BoxMode.XYWH_ABS}  # centre: (y, x) = (25, 55)
-    for _ in range(20):
-        crop = utils.gen_crop_transform_with_instance((30, 20), (100, 120), box)
-        assert (crop.h, crop.w) == (30, 20)
-        assert crop.y0 <= 25 <= crop.y0 + 30
-        assert crop.x0 <= 55 <= crop.x0 + 20
-    with pytest.raises((ValueError, AssertionError)):
-        utils.gen_crop_transform_with_instance((130, 20), (100, 120), box)
-    with pytest.raises((ValueError, AssertionError)):
-        utils.gen_crop_transform_with_instance((3, 2), (10, 12), box)
-
-
 def test_mapper_for_training(image):
     record = sample(image)
     mapper = DatasetMapper(True, augmentations=[T.RandomFlip(1.0)], image_format="BGR", use_instance_mask=True)

@@ -47,13 +47,6 @@ def test_training_sampler_needs_a_size(size):
         TrainingSampler(size)
 
 
-def test_random_subset():
-    subset = samplers.RandomSubsetTrainingSampler(10, 0.3, seed_shuffle=1, seed_subset=2)
-    assert take(subset, 7) == [7, 1, 8, 8, 7, 1, 7]
-    with pytest.raises((ValueError, AssertionError)):
-        samplers.RandomSubsetTrainingSampler(10, 0.0)
-
-
 def test_repeat_factors():
     images = [[0], [0, 1], [0], [], [0, 2]]
     dicts = [{"annotations": [{"category_id": c} for c in classes]} for classes in images]

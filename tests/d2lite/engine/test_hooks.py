@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -218,18 +217,3 @@ def test_no_evaluation_after_a_failure():
 def test_what_an_evaluation_may_return(result, error, match):
     with pytest.raises(error, match=match):
         run(hooks.EvalHook(0, lambda: result), steps=1)
-
-
-def test_profile_of_one_iteration(tmp_path):
-    def enabled(trainer):
-        return trainer.iter == 1
-
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    run(hooks.TorchProfiler(enabled, str(tmp_path), activities=cpu, save_tensorboard=False), steps=3)
-    assert [path.name for path in tmp_path.iterdir()] == ["profiler-trace-iter1.json"]
-    assert "traceEvents" in json.loads((tmp_path / "profiler-trace-iter1.json").read_text())
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
-def test_memory_statistics_do_without_cuda():
-    assert run(hooks.TorchMemoryStats(period=1), steps=2).steps == [0, 1]

@@ -246,37 +246,3 @@ def test_json_of_one_image():
     found = to_json(detections([(1, 0.5, (1, 2, 4, 8))]), 5)
     assert found == [{"image_id": 5, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.5}]
     assert list(to_json(detections([(1, 0.5, (1, 2, 4, 8))], masks=True), 5)[0]["segmentation"]) == ["size", "counts"]
-
-
-def proposals(boxes):
-    result = d2.Instances((SIZE, SIZE))
-    result.proposal_boxes = d2.Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-    result.objectness_logits = torch.arange(len(boxes), dtype=torch.float32)  # the last is the best
-    return result
-
-
-def test_recall_of_proposals(dataset):
-    evaluator = d2.COCOEvaluator(dataset())
-    evaluator.reset()
-    noise = [[0, 190, 5, 195]] * 100
-    by_image = {
-        11: [[0, 0, 100, 100], *noise],  # found by the 101st proposal only
-        12: [[50, 50, 150, 118], [10, 150, 30, 170]],  # IoU 0.68 and 1
-    }
-    for image, boxes in by_image.items():
-        evaluator.process([{"image_id": image}], [{"proposals": proposals(boxes)}])
-    scores = evaluator.evaluate()["box_proposals"]
-    assert list(scores) == [f"AR{area}@{limit}" for limit in (100, 1000) for area in ("", "s", "m", "l")]
-    assert scores["ARs@100"] == pytest.approx(100.0)
-    assert math.isnan(scores["ARm@100"])
-    assert scores["ARl@100"] == pytest.approx(20.0)  # none of the first, 0.4 of the second
-    assert scores["AR@100"] == pytest.approx((0 + 0.4 + 1) / 3 * 100)
-    assert scores["AR@1000"] == pytest.approx((1 + 0.4 + 1) / 3 * 100)
-
-
-def test_a_proposal_finds_one_object(dataset):
-    crowded = [(11, 3, (0, 0, 100, 100)), (11, 3, (0, 0, 100, 90)), (11, 3, (0, 0, 100, 95), 1)]
-    evaluator = d2.COCOEvaluator(dataset(coco_json(crowded)))
-    evaluator.reset()
-    evaluator.process([{"image_id": 11}], [{"proposals": proposals([[0, 0, 100, 100]])}])
-    assert evaluator.evaluate()["box_proposals"]["AR@100"] == pytest.approx(50.0)  # the crowd does not count

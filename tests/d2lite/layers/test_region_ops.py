@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from d2_access import d2_module
@@ -57,14 +55,3 @@ def test_roi_align_follows_the_input_and_takes_no_boxes(layers):
     with pytest.raises((ValueError, AssertionError)):
         pool(features, torch.zeros(2, 4))
     assert repr(pool) == "ROIAlign(output_size=3, spatial_scale=0.25, sampling_ratio=0, aligned=True)"
-
-
-def test_iou_losses(layers):
-    first, second = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 0, 3, 4]])
-    iou, apart = 2 / 10, (1 + 1) / (9 + 16)
-    shape = 4 / math.pi**2 * (math.atan(0.5) - math.atan(1)) ** 2
-    diou = 1 - iou + apart
-    ciou = diou + shape * shape / (1 - iou + shape)
-    assert layers.diou_loss(first, second).tolist() == pytest.approx([diou], abs=1e-6)
-    assert layers.ciou_loss(first, second, reduction="sum").item() == pytest.approx(ciou, abs=1e-6)
-    assert layers.ciou_loss(first[:0], second[:0], reduction="mean").item() == 0.0

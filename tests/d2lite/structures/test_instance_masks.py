@@ -5,7 +5,7 @@ import pytest
 import torch
 from d2_access import d2_module
 
-from elsa_det.d2 import BitMasks, Boxes, PolygonMasks
+from elsa_det.d2 import BitMasks, PolygonMasks
 
 
 def _rectangle(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
@@ -129,17 +129,3 @@ def test_concatenating_masks():
     assert BitMasks.cat([bitmaps, bitmaps[:0], bitmaps]).tensor.shape == (2, 2, 2)
     assert repr(bitmaps) == "BitMasks(num_instances=1)"
     assert repr(polygons) == "PolygonMasks(num_instances=1)"
-
-
-def test_roi_masks_are_pasted_into_their_boxes():
-    ROIMasks = d2_module("structures").ROIMasks
-    masks = ROIMasks(torch.stack([torch.ones(4, 4), torch.zeros(4, 4)]))
-    boxes = Boxes([[1, 2, 5, 6], [0, 0, 8, 8]])
-    pasted = masks.to_bitmasks(boxes, 8, 9)
-    assert isinstance(pasted, BitMasks)
-    assert torch.equal(pasted.tensor[0], _filled(8, 9, slice(2, 6), slice(1, 5)))
-    assert not pasted.tensor[1].any()
-    assert len(masks[1:]) == 1
-    assert masks[:0].to_bitmasks(boxes[:0], 8, 9).tensor.shape == (0, 8, 9)
-    with pytest.raises(ValueError, match="ROIMasks"):
-        ROIMasks(torch.ones(4, 4))

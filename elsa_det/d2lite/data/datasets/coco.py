@@ -336,17 +336,20 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
         output_file: where to.
         allow_cached: leave the file as it is if it exists; the log warns of it.
     """
+
+    def write() -> None:
+        logger.info("Writing dataset '%s' in COCO format to '%s'.", dataset_name, output_file)
+        text = json.dumps(convert_to_coco_dict(dataset_name))
+        with PathManager.open(f"{output_file}.tmp", "w") as unfinished:
+            unfinished.write(text)
+        shutil.move(f"{output_file}.tmp", output_file)
+
     PathManager.mkdirs(os.path.dirname(output_file) or ".")
     with file_lock(output_file):  # the processes of one machine share the file
-        if allow_cached and PathManager.exists(output_file):
+        if not (allow_cached and PathManager.exists(output_file)):
+            write()
+        else:
             logger.warning("'%s' exists and is used. Delete it if dataset '%s' has changed.", output_file, dataset_name)
-            return
-        logger.info("Writing dataset '%s' in COCO format to '%s'.", dataset_name, output_file)
-        content = convert_to_coco_dict(dataset_name)
-        unfinished = output_file + ".tmp"
-        with PathManager.open(unfinished, "w") as file:
-            json.dump(content, file)
-        shutil.move(unfinished, output_file)
 
 
 def register_coco_instances(

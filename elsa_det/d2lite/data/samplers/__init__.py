@@ -1,6 +1,5 @@
 from .distributed_sampler import (
     InferenceSampler,
-    RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
@@ -9,7 +8,6 @@ from .grouped_batch_sampler import GroupedBatchSampler
 __all__ = [
     "GroupedBatchSampler",
     "InferenceSampler",
-    "RandomSubsetTrainingSampler",
     "RepeatFactorTrainingSampler",
     "TrainingSampler",
 ]

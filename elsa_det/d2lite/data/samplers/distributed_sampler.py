@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 
 from ...utils import comm
 
-__all__ = ["InferenceSampler", "RandomSubsetTrainingSampler", "RepeatFactorTrainingSampler", "TrainingSampler"]
+__all__ = ["InferenceSampler", "RepeatFactorTrainingSampler", "TrainingSampler"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +41,11 @@ class _EndlessSampler(Sampler):
         raise NotImplementedError
 
     def _infinite_indices(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self._seed)
         while True:
             indices = self._epoch(generator)
-            if self._shuffle:
-                indices = indices[torch.randperm(len(indices), generator=generator)]
-            yield from indices.tolist()
+            order = torch.randperm(len(indices), generator=generator) if self._shuffle else slice(None)
+            yield from indices[order].tolist()
 
     def __iter__(self) -> Iterator[int]:
         yield from islice(self._infinite_indices(), self._rank, None, self._world_size)
@@ -72,38 +70,6 @@ class TrainingSampler(_EndlessSampler):
 
     def _epoch(self, generator: torch.Generator) -> torch.Tensor:
         return torch.arange(self._size)
-
-
-class RandomSubsetTrainingSampler(TrainingSampler):
-    """Like :class:`TrainingSampler`, on a random part of the dataset that is drawn once.
-
-    Args:
-        size: number of items in the dataset.
-        subset_ratio: in (0, 1], the part to train on.
-        shuffle: a new random order each epoch.
-        seed_shuffle: of the shuffling. None: drawn at random and shared.
-        seed_subset: of the choice of the part. None: drawn at random and shared.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        subset_ratio: float,
-        shuffle: bool = True,
-        seed_shuffle: int | None = None,
-        seed_subset: int | None = None,
-    ) -> None:
-        super().__init__(size=size, shuffle=shuffle, seed=seed_shuffle)
-        kept = int(size * subset_ratio)
-        if not (0.0 < subset_ratio <= 1.0 and kept > 0):
-            raise ValueError(f"subset_ratio must be in (0, 1] and leave an item: got {subset_ratio} of {size} items.")
-        generator = torch.Generator()
-        generator.manual_seed(_agreed_seed(seed_subset))
-        self._indexes_subset = torch.randperm(size, generator=generator)[:kept]
-        logger.info("Training on a random subset of %d of %d items.", kept, size)
-
-    def _epoch(self, generator: torch.Generator) -> torch.Tensor:
-        return self._indexes_subset
 
 
 class RepeatFactorTrainingSampler(_EndlessSampler):

@@ -28,7 +28,6 @@ from .augmentation_impl import (
     RandomContrast,
     RandomCrop,
     RandomCrop_CategoryAreaConstraint,
-    RandomExtent,
     RandomFlip,
     RandomLighting,
     RandomResize,
@@ -38,6 +37,6 @@ from .augmentation_impl import (
     ResizeScale,
     ResizeShortestEdge,
 )
-from .transform import ColorTransform, ExtentTransform, PILColorTransform, ResizeTransform, RotationTransform
+from .transform import ColorTransform, PILColorTransform, ResizeTransform, RotationTransform
 
 __all__ = [name for name in globals() if not name.startswith("_")]

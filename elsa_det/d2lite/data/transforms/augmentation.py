@@ -44,8 +44,7 @@ class Augmentation:
         """Decide on a transform for this input.
 
         The conventions are: image, (H, W) or (H, W, C), uint8 in [0, 255] or floating point; boxes, (N, 4) float32,
-            XYXY in
-        pixels; sem_seg, (H, W) of integer labels.
+        XYXY in pixels; sem_seg, (H, W) of integer labels.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement get_transform.")
 
@@ -169,17 +168,14 @@ class AugInput:
             raise TypeError(f"AugInput needs the image as a numpy array, got {type(image).__name__}.")
         if image.ndim not in (2, 3):
             raise ValueError(f"AugInput needs an image of shape (H, W) or (H, W, C), got {image.shape}.")
-        self.image = image
-        self.boxes = boxes
-        self.sem_seg = sem_seg
+        self.image, self.boxes, self.sem_seg = image, boxes, sem_seg
 
     def transform(self, tfm: Transform) -> None:
         """Apply ``tfm`` to all that is there, in place."""
-        self.image = tfm.apply_image(self.image)
-        if self.boxes is not None:
-            self.boxes = tfm.apply_box(self.boxes)
-        if self.sem_seg is not None:
-            self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+        parts = {"image": tfm.apply_image, "boxes": tfm.apply_box, "sem_seg": tfm.apply_segmentation}
+        for name, apply in parts.items():
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, apply(value))
 
     def apply_augmentations(self, augmentations: Sequence[Augmentation | Transform]) -> TransformList:
         """Run ``AugmentationList(augmentations)`` on this input."""

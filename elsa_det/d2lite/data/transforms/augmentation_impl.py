@@ -24,7 +24,7 @@ from fvcore.transforms.transform import (
 
 from ...structures import Boxes, pairwise_iou
 from .augmentation import Augmentation, _transform_to_aug
-from .transform import _BILINEAR, ExtentTransform, ResizeTransform, RotationTransform
+from .transform import _BILINEAR, ResizeTransform, RotationTransform
 
 __all__ = [
     "FixedSizeCrop",
@@ -34,7 +34,6 @@ __all__ = [
     "RandomContrast",
     "RandomCrop",
     "RandomCrop_CategoryAreaConstraint",
-    "RandomExtent",
     "RandomFlip",
     "RandomLighting",
     "RandomResize",
@@ -55,10 +54,6 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not known: use one of {', '.join(map(repr, allowed))}.")
     return value
-
-
-def _resize(image: np.ndarray, new_h: int, new_w: int, interp: int) -> ResizeTransform:
-    return ResizeTransform(image.shape[0], image.shape[1], new_h, new_w, interp)
 
 
 class RandomApply(Augmentation):
@@ -108,7 +103,25 @@ class RandomFlip(Augmentation):
         return HFlipTransform(width) if self.horizontal else VFlipTransform(height)
 
 
-class Resize(Augmentation):
+class _Resizing(Augmentation):
+    """What resizes; a subclass says to which size."""
+
+    interp: int
+
+    def _new_size(self, h: int, w: int) -> Sequence[int] | None:
+        """The (height, width) that an image of this size gets, or None to leave it alone."""
+        raise NotImplementedError
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        h, w = image.shape[:2]
+        new_size = self._new_size(h, w)
+        if new_size is None:
+            return NoOpTransform()
+        new_h, new_w = new_size
+        return ResizeTransform(h, w, new_h, new_w, self.interp)
+
+
+class Resize(_Resizing):
     """Resize to a fixed size, whatever the aspect ratio.
 
     Args:
@@ -120,12 +133,11 @@ class Resize(Augmentation):
         self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
         self.interp = interp
 
-    def get_transform(self, image: np.ndarray) -> Transform:
-        new_h, new_w = self.shape
-        return _resize(image, new_h, new_w, interp=self.interp)
+    def _new_size(self, h: int, w: int) -> Sequence[int]:
+        return self.shape
 
 
-class RandomResize(Augmentation):
+class RandomResize(_Resizing):
     """Resize to one of several sizes.
 
     Args:
@@ -137,12 +149,11 @@ class RandomResize(Augmentation):
         self.shape_list = shape_list
         self.interp = interp
 
-    def get_transform(self, image: np.ndarray) -> Transform:
-        new_h, new_w = self.shape_list[np.random.randint(low=0, high=len(self.shape_list))]
-        return _resize(image, new_h, new_w, interp=self.interp)
+    def _new_size(self, h: int, w: int) -> Sequence[int]:
+        return self.shape_list[np.random.randint(len(self.shape_list))]
 
 
-class ResizeShortestEdge(Augmentation):
+class ResizeShortestEdge(_Resizing):
     """Resize so that the shorter edge gets a random length, but the longer one at most ``max_size``.
 
     Args:
@@ -173,15 +184,15 @@ class ResizeShortestEdge(Augmentation):
         self.max_size = max_size
         self.interp = interp
 
-    def get_transform(self, image: np.ndarray) -> Transform:
-        h, w = image.shape[:2]
-        if self.is_range:
-            size = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
-        else:
-            size = np.random.choice(self.short_edge_length)
-        if size == 0:
-            return NoOpTransform()
-        return _resize(image, *self.get_output_shape(h, w, size, self.max_size), interp=self.interp)
+    def _draw_length(self) -> int:
+        if not self.is_range:
+            return np.random.choice(self.short_edge_length)
+        shortest, longest = self.short_edge_length
+        return np.random.randint(shortest, longest + 1)
+
+    def _new_size(self, h: int, w: int) -> Sequence[int] | None:
+        length = self._draw_length()
+        return self.get_output_shape(h, w, length, self.max_size) if length else None
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
@@ -195,7 +206,7 @@ class ResizeShortestEdge(Augmentation):
         return (short, long) if oldh < oldw else (long, short)
 
 
-class ResizeScale(Augmentation):
+class ResizeScale(_Resizing):
     """Fit the image, its aspect ratio kept, into a target box that is scaled by a random factor first.
 
     With :class:`FixedSizeCrop` after it, this is large-scale jittering.
@@ -213,12 +224,11 @@ class ResizeScale(Augmentation):
         self.target_height, self.target_width = target_height, target_width
         self.interp = interp
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    def _new_size(self, h: int, w: int) -> Sequence[int]:
         factor = np.random.uniform(self.min_scale, self.max_scale)
-        size = np.array(image.shape[:2])
+        size = np.array((h, w))
         box = np.multiply((self.target_height, self.target_width), factor)
-        new_h, new_w = np.round(size * (box / size).min()).astype(int).tolist()
-        return _resize(image, new_h, new_w, interp=self.interp)
+        return np.round(size * (box / size).min()).astype(int).tolist()
 
 
 class FixedSizeCrop(Augmentation):
@@ -379,44 +389,18 @@ class RandomRotation(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         h, w = image.shape[:2]
-        center: Any = None
-        if self.is_range:
-            angle = np.random.uniform(self.angle[0], self.angle[1])
-            if self.center is not None:
-                (x0, y0), (x1, y1) = self.center
-                center = np.random.uniform(x0, x1), np.random.uniform(y0, y1)
-        else:
-            angle = np.random.choice(self.angle)
-            if self.center is not None:
-                center = self.center[np.random.choice(len(self.center))]
+        angle = np.random.uniform(self.angle[0], self.angle[1]) if self.is_range else np.random.choice(self.angle)
+        center = None if self.center is None else self._draw_center() * (w, h)
         if angle % 360 == 0:
             return NoOpTransform()
-        if center is not None:
-            center = (w * center[0], h * center[1])
         return RotationTransform(h, w, angle, expand=self.expand, center=center, interp=self.interp)
 
-
-class RandomExtent(Augmentation):
-    """Cut out a scaled and shifted rectangle that may reach beyond the image (black there). The output has its size.
-
-    Args:
-        scale_range: (min, max) of the rectangle's size relative to the image.
-        shift_range: (x, y): the rectangle's centre moves by up to half of this share of the width and the height.
-    """
-
-    def __init__(self, scale_range: Sequence[float], shift_range: Sequence[float]) -> None:
-        self.scale_range = scale_range
-        self.shift_range = shift_range
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        h, w = image.shape[:2]
-        rect = np.array([-0.5 * w, -0.5 * h, 0.5 * w, 0.5 * h])  # about the origin
-        rect *= np.random.uniform(self.scale_range[0], self.scale_range[1])
-        for axis, size in enumerate((w, h)):
-            rect[axis::2] += self.shift_range[axis] * size * (np.random.rand() - 0.5)
-        rect += (0.5 * w, 0.5 * h, 0.5 * w, 0.5 * h)  # about the middle of the image
-        x0, y0, x1, y1 = rect
-        return ExtentTransform(src_rect=(x0, y0, x1, y1), output_size=(int(y1 - y0), int(x1 - x0)))
+    def _draw_center(self) -> np.ndarray:
+        """Relative x and y."""
+        if self.is_range:
+            lowest, highest = self.center
+            return np.array([np.random.uniform(low, high) for low, high in zip(lowest, highest)])
+        return np.array(self.center[np.random.choice(len(self.center))])
 
 
 class _RandomIntensity(Augmentation):
@@ -475,10 +459,11 @@ class RandomLighting(Augmentation):
         scale: standard deviation of the shifts.
     """
 
+    eigen_vals = np.array([0.2175, 0.0188, 0.0045])
+    eigen_vecs = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
     def __init__(self, scale: float) -> None:
         self.scale = scale
-        self.eigen_vecs = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-        self.eigen_vals = np.array([0.2175, 0.0188, 0.0045])
 
     def get_transform(self, image: np.ndarray) -> Transform:
         _needs_three_channels(self, image)
@@ -504,11 +489,9 @@ class MinIoURandomCrop(Augmentation):
         mode_trials: int = 1000,
         crop_trials: int = 50,
     ) -> None:
-        self.min_ious = min_ious
+        self.min_ious, self.min_crop_size = min_ious, min_crop_size
         self.sample_mode = (1, *min_ious, 0)
-        self.min_crop_size = min_crop_size
-        self.mode_trials = mode_trials
-        self.crop_trials = crop_trials
+        self.mode_trials, self.crop_trials = mode_trials, crop_trials
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> Transform:
         if boxes is None:

@@ -1,4 +1,4 @@
-"""Deterministic transforms beyond fvcore's: resizing, extents, rotation, colour.
+"""Deterministic transforms beyond fvcore's: resizing, rotation, colour.
 
 Coordinates are continuous, not pixel indices: an image of height H and width W spans [0, W] × [0, H].
 """
@@ -6,6 +6,7 @@ Coordinates are continuous, not pixel indices: an image of height H and width W 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform, TransformList
 from PIL import Image
 
-__all__ = ["ColorTransform", "ExtentTransform", "PILColorTransform", "ResizeTransform", "RotationTransform"]
+__all__ = ["ColorTransform", "PILColorTransform", "ResizeTransform", "RotationTransform"]
 
 _BILINEAR = int(Image.Resampling.BILINEAR)  # a plain number, so that it prints as one
 _TORCH_MODE = {
@@ -29,55 +30,6 @@ def _through_pil(img: np.ndarray, operation: Callable[[Image.Image], Image.Image
     if img.ndim == 3 and img.shape[2] == 1:
         return np.asarray(operation(Image.fromarray(img[:, :, 0])))[:, :, None]
     return np.asarray(operation(Image.fromarray(img)))
-
-
-class ExtentTransform(Transform):
-    """Cut a rectangle out of the image, which may reach beyond it, and scale it.
-
-    Args:
-        src_rect: (x0, y0, x1, y1) in the source image.
-        output_size: (h, w) of the result.
-        interp: PIL interpolation.
-        fill: PIL's ``fill``; what lies outside the source is black.
-    """
-
-    def __init__(
-        self,
-        src_rect: Sequence[float],
-        output_size: tuple[int, int],
-        interp: int = _BILINEAR,
-        fill: int = 0,
-    ) -> None:
-        super().__init__()
-        self.src_rect = src_rect
-        self.output_size = output_size
-        self.interp = interp
-        self.fill = fill
-
-    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        h, w = self.output_size
-        resample = interp or self.interp
-
-        def extent(image: Image.Image) -> Image.Image:
-            return image.transform((w, h), Image.Transform.EXTENT, self.src_rect, resample, self.fill)
-
-        return _through_pil(img, extent)
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        h, w = self.output_size
-        x0, y0, x1, y1 = self.src_rect
-        out = coords.astype(np.float32)
-        # About the centre of the rectangle, and in steps of float32: this is how the published recipes round.
-        for axis, low, high, size in ((0, x0, x1, w), (1, y0, y1, h)):
-            out[:, axis] -= 0.5 * (low + high)
-            out[:, axis] *= size / (high - low)
-            out[:, axis] += 0.5 * size
-        return out
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        # NEAREST is PIL's 0, which apply_image takes for "not given"; the bilinear result is what upstream's users get
-        # too.
-        return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
 
 
 class ResizeTransform(Transform):
@@ -124,8 +76,8 @@ class ResizeTransform(Transform):
         return planes[0].permute(1, 2, 0).reshape(self.new_h, self.new_w, *channels).to(x.dtype).numpy()
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        coords[:, 0] = coords[:, 0] * (self.new_w / self.w)
-        coords[:, 1] = coords[:, 1] * (self.new_h / self.h)
+        for axis, ratio in enumerate((self.new_w / self.w, self.new_h / self.h)):
+            coords[:, axis] = coords[:, axis] * ratio  # in steps of their own precision
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
@@ -152,30 +104,29 @@ class RotationTransform(Transform):
         w: int,
         angle: float,
         expand: bool = True,
-        center: tuple[float, float] | None = None,
+        center: Sequence[float] | np.ndarray | None = None,
         interp: int | None = None,
     ) -> None:
         super().__init__()
-        self.h, self.w = h, w
-        self.angle = angle
-        self.expand = expand
-        self.image_center = np.array((w / 2, h / 2))
-        self.center = self.image_center if center is None else center
+        self.h, self.w, self.angle, self.expand = h, w, angle, expand
         self.interp = cv2.INTER_LINEAR if interp is None else interp
-        self.bound_w, self.bound_h = w, h
+        size = np.array((w, h))
+        self.center = np.array(size / 2 if center is None else center)
         if expand:
-            cos, sin = np.abs(np.cos(np.deg2rad(angle))), np.abs(np.sin(np.deg2rad(angle)))
-            self.bound_w, self.bound_h = np.rint([h * sin + w * cos, h * cos + w * sin]).astype(int)
-        self.rm_coords = self.create_rotation_matrix()
+            turn = np.deg2rad(angle)
+            size = np.rint(np.abs(np.cos(turn)) * size + np.abs(np.sin(turn)) * size[::-1]).astype(int)
+        self.bound_w, self.bound_h = size.tolist()
         # OpenCV takes pixel indices, whose centres lie half a pixel off our coordinates.
-        self.rm_image = self.create_rotation_matrix(offset=-0.5)
+        self.rm_coords, self.rm_image = (self._matrix(offset) for offset in (0.0, -0.5))
 
-    def create_rotation_matrix(self, offset: float = 0) -> np.ndarray:
+    def _matrix(self, offset: float) -> np.ndarray:
         """The (2, 3) affine matrix for coordinates shifted by ``offset``."""
-        matrix = cv2.getRotationMatrix2D((self.center[0] + offset, self.center[1] + offset), self.angle, 1)
-        if self.expand:  # bring the centre of the image to the centre of the larger one
-            moved = cv2.transform(self.image_center[None, None] + offset, matrix)[0, 0]
-            matrix[:, 2] += np.array([self.bound_w / 2, self.bound_h / 2]) + offset - moved
+        matrix: Any = cv2.getRotationMatrix2D((self.center + offset).tolist(), self.angle, 1.0)
+        if not self.expand:
+            return matrix
+        # The middle of the image comes to the middle of the larger one.
+        before, after = (np.array(size) / 2 + offset for size in ((self.w, self.h), (self.bound_w, self.bound_h)))
+        matrix[:, 2] += after - cv2.transform(before.reshape(1, 1, 2), matrix).reshape(2)
         return matrix
 
     @property
@@ -194,10 +145,9 @@ class RotationTransform(Transform):
         return cv2.warpAffine(img, self.rm_image, (int(self.bound_w), int(self.bound_h)), flags=flags)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        coords = np.asarray(coords, dtype=float)
-        if len(coords) == 0 or self._does_nothing:
-            return coords
-        return cv2.transform(coords[:, None, :], self.rm_coords)[:, 0, :]
+        points = np.asarray(coords, dtype=float).reshape(-1, 1, 2)
+        turned = points if self._does_nothing or not len(points) else cv2.transform(points, self.rm_coords)
+        return turned[:, 0]
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         return self.apply_image(segmentation, interp=cv2.INTER_NEAREST)
@@ -210,9 +160,9 @@ class RotationTransform(Transform):
         """
         if not self.expand:
             raise NotImplementedError("A rotation without expand=True loses the corners and cannot be undone.")
-        back = RotationTransform(self.bound_h, self.bound_w, -self.angle, True, None, self.interp)
-        x0, y0 = (back.bound_w - self.w) // 2, (back.bound_h - self.h) // 2
-        return TransformList([back, CropTransform(x0, y0, self.w, self.h)])
+        back = RotationTransform(self.bound_h, self.bound_w, -self.angle, interp=self.interp)
+        margins = ((large - small) // 2 for large, small in ((back.bound_w, self.w), (back.bound_h, self.h)))
+        return TransformList([back, CropTransform(*margins, self.w, self.h)])
 
 
 class ColorTransform(Transform):

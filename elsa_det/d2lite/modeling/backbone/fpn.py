@@ -145,12 +145,13 @@ class LastLevelP6P7(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5") -> None:
         """``in_feature``: name of the input of p6, with ``in_channels`` channels: of the backbone or of the pyramid."""
         super().__init__()
-        self.num_levels = 2
-        self.in_feature = in_feature
-        self.p6 = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
-        self.p7 = nn.Conv2d(out_channels, out_channels, 3, 2, 1)
-        weight_init.c2_xavier_fill(self.p6)
-        weight_init.c2_xavier_fill(self.p7)
+        self.in_feature, self.num_levels = in_feature, 2
+        self.p6, self.p7 = (
+            nn.Conv2d(channels, out_channels, kernel_size=3, stride=2, padding=1)
+            for channels in (in_channels, out_channels)
+        )
+        for conv in (self.p6, self.p7):  # only when both are there: seeded runs depend on the order of draws
+            weight_init.c2_xavier_fill(conv)
 
     def forward(self, c5: Tensor) -> list[Tensor]:
         p6 = self.p6(c5)

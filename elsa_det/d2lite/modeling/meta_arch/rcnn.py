@@ -59,11 +59,8 @@ class GeneralizedRCNN(nn.Module):
             raise ValueError(f"pixel_mean={pixel_mean} and pixel_std={pixel_std} differ in the number of channels.")
         if vis_period > 0 and input_format is None:
             raise ValueError(f"GeneralizedRCNN: vis_period={vis_period} needs input_format, e.g. 'BGR'.")
-        self.backbone = backbone
-        self.proposal_generator = proposal_generator
-        self.roi_heads = roi_heads
-        self.input_format = input_format
-        self.vis_period = vis_period
+        self.backbone, self.proposal_generator, self.roi_heads = backbone, proposal_generator, roi_heads
+        self.input_format, self.vis_period = input_format, vis_period
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(-1, 1, 1), persistent=False)
 
@@ -77,14 +74,21 @@ class GeneralizedRCNN(nn.Module):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs] if "instances" in batched_inputs[0] else None
-        features = self.backbone(images.tensor)
-        proposals, proposal_losses = self._propose(batched_inputs, images, features, targets)
-        _, detector_losses = self.roi_heads(images, features, proposals, targets)
+        images = self.preprocess_image(batched_inputs)
+        _, proposals, losses = self._two_stages(batched_inputs, images, targets)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, proposals)
-        return {**detector_losses, **proposal_losses}
+        return losses
+
+    def _two_stages(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, targets: list[Instances] | None
+    ) -> tuple[list[Instances], list[Instances], dict[str, Tensor]]:
+        """Results and proposals of each image, and the losses of both stages."""
+        features = self.backbone(images.tensor)
+        proposals, proposal_losses = self._propose(batched_inputs, images, features, targets)
+        results, losses = self.roi_heads(images, features, proposals, targets)
+        return results, proposals, {**losses, **proposal_losses}
 
     def inference(
         self,
@@ -109,12 +113,11 @@ class GeneralizedRCNN(nn.Module):
         if self.training:
             raise RuntimeError("GeneralizedRCNN.inference was called in training mode; call model.eval() first.")
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
         if detected_instances is None:
-            proposals, _ = self._propose(batched_inputs, images, features, None)
-            results, _ = self.roi_heads(images, features, proposals, None)
+            results, _, _ = self._two_stages(batched_inputs, images, None)
         else:
             given = [x.to(self.device) for x in detected_instances]
+            features = self.backbone(images.tensor)
             results = self.roi_heads.forward_with_given_boxes(features, given)  # type: ignore[operator]
         return self._postprocess(results, batched_inputs, images.image_sizes) if do_postprocess else results
 
@@ -145,11 +148,8 @@ class GeneralizedRCNN(nn.Module):
         instances: list[Instances], batched_inputs: list[dict[str, Any]], image_sizes: list[tuple[int, int]]
     ) -> list[dict[str, Instances]]:
         """Detections in the resolution that the inputs ask for."""
-        processed = []
-        for detections, inputs, (height, width) in zip(instances, batched_inputs, image_sizes):
-            size = inputs.get("height", height), inputs.get("width", width)
-            processed.append({"instances": detector_postprocess(detections, *size)})
-        return processed
+        wanted = [(x.get("height", h), x.get("width", w)) for x, (h, w) in zip(batched_inputs, image_sizes)]
+        return [{"instances": detector_postprocess(found, *size)} for found, size in zip(instances, wanted)]
 
     def visualize_training(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
         """Put a picture of the first image to the event storage: ground truth left, the 20 best proposals right."""

@@ -152,7 +152,7 @@ class RPN(nn.Module):
         """
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)
-        box_dim = self.anchor_generator.box_dim
+        box_dim: int = self.anchor_generator.box_dim  # type: ignore[assignment]
         logit_maps, delta_maps = self.rpn_head(maps)
         logits = [_in_order_of_anchors(logit_map, 1).squeeze(-1) for logit_map in logit_maps]
         deltas = [_in_order_of_anchors(delta_map, box_dim) for delta_map in delta_maps]
@@ -252,16 +252,10 @@ class RPN(nn.Module):
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
         """Decode the predictions and choose the best; shapes as in :meth:`losses`."""
-        return find_top_rpn_proposals(
-            self._decode_proposals(anchors, pred_anchor_deltas),
-            pred_objectness_logits,
-            image_sizes,
-            self.nms_thresh,
-            self.pre_nms_topk[self.training],
-            self.post_nms_topk[self.training],
-            self.min_box_size,
-            self.training,
-        )
+        boxes = self._decode_proposals(anchors, pred_anchor_deltas)
+        topk = (self.pre_nms_topk[self.training], self.post_nms_topk[self.training])
+        limits = (self.nms_thresh, *topk, self.min_box_size)
+        return find_top_rpn_proposals(boxes, pred_objectness_logits, image_sizes, *limits, training=self.training)
 
     def _decode_proposals(self, anchors: list[Boxes], pred_anchor_deltas: list[Tensor]) -> list[Tensor]:
         """For each feature map the boxes (N, H * W * A, 4) that the codes stand for."""

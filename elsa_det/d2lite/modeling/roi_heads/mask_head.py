@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from ...layers import Conv2d, ConvTranspose2d, ShapeSpec, cat, get_norm
+from ...layers import Conv2d, ConvTranspose2d, ShapeSpec, cat
 from ...structures import Instances
 from ...utils.events import get_event_storage
 from ...utils.registry import Registry
+from .box_head import add_convs
 
 __all__ = ["ROI_MASK_HEAD_REGISTRY", "BaseMaskRCNNHead", "MaskRCNNConvUpsampleHead"]
 
@@ -129,14 +130,8 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):  # type: ignore
             raise ValueError("MaskRCNNConvUpsampleHead: conv_dims is empty; it needs at least the upsampling layer.")
         *hidden, last = conv_dims
         channels: int = input_shape.channels  # type: ignore[assignment]
-        self.conv_norm_relus: list[nn.Module] = []
-        for k, dim in enumerate(hidden, 1):
-            norm = get_norm(conv_norm, dim)
-            conv = Conv2d(channels, dim, 3, padding=1, bias=not conv_norm, norm=norm, activation=nn.ReLU())
-            self.add_module(f"mask_fcn{k}", conv)
-            self.conv_norm_relus.append(conv)
-            channels = dim
-        self.deconv = ConvTranspose2d(channels, last, kernel_size=2, stride=2)
+        self.conv_norm_relus = add_convs(self, "mask_fcn", channels, hidden, conv_norm)
+        self.deconv = ConvTranspose2d([channels, *hidden][-1], last, kernel_size=2, stride=2)
         self.deconv_relu = nn.ReLU()
         self.predictor = Conv2d(last, num_classes, kernel_size=1)
         for layer in (*self.conv_norm_relus, self.deconv):
