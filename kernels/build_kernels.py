@@ -359,4 +359,7 @@ def _first_line(command: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "elsa_det" / "ops" / "_C.so")
+    try:
+        build(ROOT / "elsa_det" / "ops" / "_C.so")
+    except CannotBuild as error:
+        sys.exit(f"elsa_det: {error}")

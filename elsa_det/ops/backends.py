@@ -16,7 +16,7 @@ class Backend:
     name: str  # "shifted sum", "cpu" or "cuda"
     built: bool
     usable: bool
-    detail: str  # what it is made for: instruction set and threads, GPU architectures
+    detail: str  # what it is made for: instruction set, GPU architectures
     reason: str | None  # why it is not usable
 
     def __str__(self) -> str:
@@ -28,9 +28,9 @@ def backends() -> list[Backend]:
     """The plain-PyTorch form and the compiled ones, built or not. Loads the library if there is one; raises nothing."""
     record = build_record()
     made = {
-        "cpu": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-        + ("" if record["built"].get("cpu", {}).get("openmp", True) else ", built without OpenMP: one is used"),
-        "cuda": ", ".join(record["built"].get("cuda", {}).get("architectures", ())) or "no architectures",
+        "cpu": torch.backends.cpu.get_cpu_capability()
+        + ("" if record["built"].get("cpu", {}).get("openmp", True) else ", one thread"),
+        "cuda": ", ".join(record["built"].get("cuda", {}).get("architectures", ())) or "NVIDIA GPUs",
     }
     found = [Backend("shifted sum", True, True, "plain PyTorch, any device", None)]
     for name, detail in made.items():

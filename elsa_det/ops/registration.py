@@ -41,9 +41,11 @@ _loading = threading.RLock()
 
 def build_record() -> dict[str, Any]:
     """What the build wrote beside the library: versions, the parts built and those not built, with reasons."""
-    if not RECORD.is_file():
-        return {"torch": None, "cuda": None, "built": {}, "not_built": {}}
-    return json.loads(RECORD.read_text())
+    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {"torch": None, "cuda": None, "not_built": {}}
+    if LIBRARY.is_file():
+        return {"built": {}} | record
+    reason = f"{LIBRARY} is gone" if record.get("built") else "this is a source tree that has not been installed"
+    return record | {"built": {}, "not_built": {"cpu": reason, "cuda": reason} | record["not_built"]}
 
 
 @torch.compiler.assume_constant_result
@@ -88,19 +90,18 @@ def _warn_once(reason: str) -> None:
 
 
 def missing_part(device_type: str) -> str | None:
-    """Why the library, or its part for this kind of device, is not there; None if it is loaded, or never was to be.
+    """Why the library, or its part for CUDA devices, is not there, and the remedy; None when it is there and loaded.
 
     Raises:
         ImportError: the library is there but cannot be used.
     """
     record = build_record()
     if not LIBRARY.is_file():
-        reason = record["not_built"].get("cpu", "this is a source tree that has not been installed")
-        return f"the compiled operator was not built: {reason}. Then {REMEDY}"
+        return f"the compiled operator was not built ({record['not_built']['cpu']}); once that is settled, {REMEDY}"
     load()
     if device_type == "cuda" and "cuda" not in record["built"]:
         reason = record["not_built"].get("cuda", "the reason was not recorded")
-        return f"the CUDA part of the compiled operator was not built: {reason}. Then {REMEDY}"
+        return f"the CUDA part of the compiled operator was not built ({reason}); once that is settled, {REMEDY}"
     return None
 
 
