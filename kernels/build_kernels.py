@@ -4,8 +4,9 @@ Run by ``setup.py`` as part of the install; ``python kernels/build_kernels.py`` 
 than a C++20 compiler and, for the CUDA part, a CUDA toolkit of torch's major version; a GPU is not looked for.
 
 Environment: ``ELSA_DET_CUDA`` 1 makes a CUDA part that cannot be built an error, 0 leaves it out; ``ELSA_DET_CPU`` 1
-makes it an error if no library can be built, 0 builds none; ``CXX``, ``CXXFLAGS``, ``NVCC_FLAGS``, ``CUDA_HOME``,
-``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` as usual; ``ELSA_DET_BUILD_DIR`` is where object files are kept.
+makes it an error if no library can be built, 0 builds none; ``ELSA_DET_STRICT`` 1 takes warnings for errors;
+``ELSA_DET_BUILD_DIR`` is where object files are kept; ``CXX``, ``CXXFLAGS``, ``CUDA_HOME``, ``TORCH_CUDA_ARCH_LIST``
+and ``MAX_JOBS`` as usual.
 """
 
 from __future__ import annotations
@@ -141,7 +142,6 @@ def _cuda_part(environment: Mapping[str, str]) -> Part:
     nvcc_flags = [
         *(nvcc, "-ccbin", compiler[0], "-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
         *(word for flags in device_code.values() for word in flags),
-        *shlex.split(environment.get("NVCC_FLAGS", "")),
     ]
     _probe_nvcc(nvcc_flags, version[0])
     host_flags = [*_cxx_flags(compiler, torch_root, environment), "-isystem", str(include.parents[1])]
@@ -285,10 +285,12 @@ def _compile(parts: dict[str, Part], record: dict, environment: Mapping[str, str
     cache.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = int(environment.get("MAX_JOBS") or cores)
-    salt = f"{record['torch']} {record['cuda']}"
+    salt, strict = f"{record['torch']} {record['cuda']}", environment.get("ELSA_DET_STRICT") == "1"
     with concurrent.futures.ThreadPoolExecutor(max(jobs, 1)) as pool:
         running = {
-            name: [pool.submit(_object, cache, source, command, salt) for source, command in part.commands.items()]
+            name: [
+                pool.submit(_object, cache, source, command, salt, strict) for source, command in part.commands.items()
+            ]
             for name, part in sorted(parts.items(), reverse=True)  # CUDA first: its units take longest
         }
         objects = []
@@ -307,14 +309,14 @@ def _compile(parts: dict[str, Part], record: dict, environment: Mapping[str, str
     return objects
 
 
-def _object(cache: Path, source: str, command: list[str], salt: str) -> Path:
+def _object(cache: Path, source: str, command: list[str], salt: str, strict: bool = False) -> Path:
     digest = hashlib.sha256("\0".join([salt, source, *command]).encode()).hexdigest()[:16]
     result = cache / f"{Path(source).name}-{digest}.o"
     dependencies, contents = result.with_suffix(".d"), result.with_suffix(".sha")
     if result.is_file() and contents.is_file() and contents.read_text() == _contents(dependencies):
         return result
     start, partial = time.monotonic(), result.with_suffix(f".{os.getpid()}.o")
-    error = _run([*command, "-MMD", "-MF", str(dependencies), "-c", source, "-o", str(partial)], ROOT)
+    error = _run([*command, "-MMD", "-MF", str(dependencies), "-c", source, "-o", str(partial)], ROOT, strict)
     if error:
         raise CannotBuild(f"{source} does not compile with {command[0]}:\n{error}")
     os.replace(partial, result)
@@ -347,13 +349,14 @@ def _link(library: Path, objects: list[Path], parts: dict[str, Part], compiler: 
     os.replace(partial, library)  # never write into a library that a running process has mapped
 
 
-def _run(command: list[str], folder: str | Path) -> str:
-    """Run a command; its errors, or else nothing: warnings are passed on."""
+def _run(command: list[str], folder: str | Path, strict: bool = False) -> str:
+    """Run a command; its errors, or else nothing: warnings are passed on, or are errors if ``strict``."""
     done = subprocess.run(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode:
-        return "\n".join(done.stdout.strip().splitlines()[-30:]) or f"exit code {done.returncode}"
-    if done.stdout.strip():
-        print(done.stdout, file=sys.stderr, flush=True)
+    output = done.stdout.strip()
+    if done.returncode or (strict and output):
+        return "\n".join(output.splitlines()[-30:]) or f"exit code {done.returncode}"
+    if output:
+        print(output, file=sys.stderr, flush=True)
     return ""
 
 

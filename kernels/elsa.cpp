@@ -7,8 +7,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <sys/mman.h>
-
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -107,15 +106,16 @@ struct Plan {
     if (ghost_mul) mul = pack_ghost(ghost_mul, value), pb.mul = mul.data_ptr();
 
     const int64_t rows = ceil_div(pb.height, pb.dilation), columns = ceil_div(pb.width, pb.dilation);
-    static const int64_t granule = 16;
-    static const int64_t maxt = getenv("TILE") ? atoi(getenv("TILE")) : 128;
-    pb.tiles = ceil_div(columns, maxt);
+    constexpr int64_t granule = 16;
+    pb.tiles = ceil_div(columns, cpu::kMaxTile);
     pb.tile_width = ceil_div(ceil_div(columns, pb.tiles), granule) * granule;
     pb.partial_rows = 16;
     pb.partial_chunks = ceil_div(rows, pb.partial_rows);
     const int64_t pieces = pb.batch * pb.dilation * pb.dilation * pb.tiles;
-    const int64_t wanted = ceil_div(4 * at::get_num_threads(), pieces * pb.heads);  // units for each thread
-    const int64_t per_chunk = std::max<int64_t>(1, std::min<int64_t>(pb.partial_chunks / wanted, 2));
+    // Long chunks repeat less of their borders; but all heads of a chunk should find its pages in the TLB and its lines in
+    // the last-level cache, and every thread should get three units or more.
+    const int64_t wanted = ceil_div(3 * at::get_num_threads(), pieces * pb.heads);
+    const int64_t per_chunk = std::clamp<int64_t>(pb.partial_chunks / wanted, 1, 32 / pb.partial_rows);
     pb.chunk_rows = per_chunk * pb.partial_rows;
     pb.chunks = ceil_div(rows, pb.chunk_rows);
     pb.partials = pieces * pb.partial_chunks;
@@ -159,12 +159,9 @@ void* thread_scratch(size_t bytes) {
   if (capacity < bytes) {
     block.reset();
     capacity = 0;
-    static const bool huge = !getenv("NOHUGE");
-    const size_t page = huge ? 1 << 21 : 4096;
-    const size_t rounded = (bytes + page - 1) / page * page;
-    block.reset(std::aligned_alloc(page, rounded));
+    const size_t rounded = (bytes + 4095) / 4096 * 4096;
+    block.reset(std::aligned_alloc(4096, rounded));
     if (!block) throw std::bad_alloc();
-    if (huge) madvise(block.get(), rounded, MADV_HUGEPAGE);
     capacity = rounded;
   }
   return block.get();

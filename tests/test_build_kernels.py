@@ -124,6 +124,10 @@ def test_only_what_has_changed_is_compiled_again(tmp_path, monkeypatch, capfd):
     assert compiled("-O1")
     (tmp_path / "a.cpp").touch()
     assert not compiled("-O1")
+    (tmp_path / "a.cpp").write_text('#include "a.h"\nint a() { int unused; return A; }\n')
+    assert compiled("-Wall")
+    with pytest.raises(build_kernels.CannotBuild, match="unused variable"):
+        build_kernels._object(tmp_path, "a.cpp", ["g++", "-Wall", "-O1"], "torch", strict=True)
     (tmp_path / "a.h").write_text("#define A wrong\n")
     with pytest.raises(build_kernels.CannotBuild, match=r"(?s)a.cpp does not compile with g\+\+:.*wrong"):
         compiled()

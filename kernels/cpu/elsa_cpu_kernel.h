@@ -138,6 +138,7 @@ void unpack(const T* src, int64_t ld, int64_t outer, int64_t inner, S* dst, int6
 // prefetcher to follow.
 template <bool WRITE, class S>
 ELSA_INLINE void prefetch(const S* p, int64_t stride, int64_t outer, int64_t n) {
+  if (stride == 1) return;  // not channels-last
   for (int64_t o = 0; o < outer; ++o) {
     const char* q = reinterpret_cast<const char*>(p + o * stride);
     for (int64_t i = 0; i < n * int64_t(sizeof(S)); i += 64) __builtin_prefetch(q + i, WRITE);
@@ -631,15 +632,12 @@ void backward_unit(const Problem& pb, const Piece& pc, T* scratch) {
       flip(s.dout + query_slot(q + i) * row_size, s.row_x, r, s.tile, C, s.dout_t + i * C * row_d, row_d);
     const T* keys[kMaxKernel + kQueryRows];
     for (int64_t x = pc.x0; x < pc.x1; x += N) {
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t y = q + n + i, count = imin(N, pc.x1 - x);
+      const int64_t count = imin(N, pc.x1 - x);
+      for (int64_t i = 0; i < n; ++i) {  // where these rows go, and what the next ones need
         prefetch<true>(dlogits.p + (q + i) * dlogits.sy + x * dlogits.sx, dlogits.sx, count, K2);
-        if (y < pc.height) {
-          prefetch<false>(logits.p + y * logits.sy + x * logits.sx, logits.sx, count, K2);
-          prefetch<false>(dout.p + y * dout.sy + x * dout.sx, dout.sx, count, pb.head_dim);
-        }
-        if (y + r < pc.height) prefetch<false>(value.p + (y + r) * value.sy + x * value.sx, value.sx, count, pb.head_dim);
-        if (q - r + i >= 0) prefetch<true>(dvalue.p + (q - r + i) * dvalue.sy + x * dvalue.sx, dvalue.sx, count, pb.head_dim);
+        const int64_t next = q + n + i, done = q - r + i;
+        if (next < pc.height) prefetch<false>(logits.p + next * logits.sy + x * logits.sx, logits.sx, count, K2);
+        if (done >= 0) prefetch<true>(dvalue.p + done * dvalue.sy + x * dvalue.sx, dvalue.sx, count, pb.head_dim);
       }
       for (int64_t k = 0; k < K + n - 1; ++k)
         keys[k] = s.value_t + value_slot(q - r + k) * C * kKeyColumns + (x - pc.x0);
@@ -651,8 +649,7 @@ void backward_unit(const Problem& pb, const Piece& pc, T* scratch) {
       for (int64_t i = 0; i < n; ++i) {
         T* da = s.scores + i * K2 * N;
         softmax_backward(attn_at(q + i, x), lda, da, N, K2);
-        unpack(da, N, K2, imin(N, pc.x1 - x), dlogits.p + (q + i) * dlogits.sy + x * dlogits.sx, dlogits.sc,
-               dlogits.sx);
+        unpack(da, N, K2, count, dlogits.p + (q + i) * dlogits.sy + x * dlogits.sx, dlogits.sc, dlogits.sx);
       }
     }
     if (!pb.grad_add && !pb.grad_mul) return;

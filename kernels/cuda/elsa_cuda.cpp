@@ -63,7 +63,7 @@ Problem make_problem(const Tensor& value, const Tensor& logits, const std::optio
   for (const int64_t size : value.sizes()) {
     TORCH_CHECK(size <= INT32_MAX / 2, "elsa_attention: an axis of value ", value.sizes(), " is too long for CUDA");
   }
-  TORCH_CHECK(value.size(1) * taps <= INT32_MAX, "elsa_attention: value has too many channels: ", value.size(1));
+  TORCH_CHECK(value.size(1) * taps <= INT32_MAX / 2, "elsa_attention: value has too many channels: ", value.size(1));
 
   const int64_t longest = std::max({value.size(2), value.size(3), int64_t{1}});
   Problem problem;

@@ -28,8 +28,8 @@ __device__ __forceinline__ float sum_over_lanes(float x) {
   return x + __shfl_xor_sync(kFullWarp, x, 2);
 }
 
-/// The softmax of the tile's queries to `a` (pixel, tap), and its statistics to `stats` unless that is null. Each thread
-/// then may read the taps of its own pixel that it wrote itself; a barrier must follow before it reads others.
+/// The softmax of the tile's queries to `a` (pixel, tap), and its statistics to `stats` unless that is null. A barrier
+/// must follow before a thread reads what it has not written itself.
 template <typename T>
 __device__ void generic_softmax(float* a, const View<const T>& logits, View<float2> stats, const Tile& tile, int taps) {
   const int lane = static_cast<int>(threadIdx.x) % kGenericLanes;
@@ -220,13 +220,15 @@ constexpr int kReduceSlices = 16;
 /// Block (outputs / 32, which of the two): 32 neighbouring sums, each cut into 16 slices that are then added in order.
 __global__ void __launch_bounds__(kReduceOutputs* kReduceSlices) reduce_partials_kernel(const ReduceParams params) {
   __shared__ float slices[kReduceSlices][kReduceOutputs];
-  const int which = static_cast<int>(blockIdx.y);
+  const bool second = blockIdx.y != 0;
+  const float* const partial = second ? params.partial[1] : params.partial[0];
+  const GhostGrad target = second ? params.target[1] : params.target[0];
   const int outputs = params.taps * params.channels;
   const int output = static_cast<int>(blockIdx.x) * kReduceOutputs + static_cast<int>(threadIdx.x);
   const int slice = static_cast<int>(threadIdx.y);
   float sum = 0.f;
   if (output < outputs) {
-    const float* const src = params.partial[which] + output;
+    const float* const src = partial + output;
 #pragma unroll 8
     for (int s = slice; s < params.slots; s += kReduceSlices) sum += src[static_cast<int64_t>(s) * outputs];
   }
@@ -236,7 +238,7 @@ __global__ void __launch_bounds__(kReduceOutputs* kReduceSlices) reduce_partials
   for (int s = 1; s < kReduceSlices; ++s) sum += slices[s][threadIdx.x];
   const int channel = output % params.channels;
   const int tap = output / params.channels;
-  store_as(params.target[which].data, params.target[which].dtype, static_cast<int64_t>(channel) * params.taps + tap, sum);
+  store_as(target.data, target.dtype, static_cast<int64_t>(channel) * params.taps + tap, sum);
 }
 
 }  // namespace elsa_det::cuda

@@ -38,7 +38,8 @@ Tiling make_tiling(const Problem& p, bool tiled) {
   t.tiles_x = (longest_x - 1) / t.tile_width + 1;
   t.tiles = 0;
   const int64_t tiles = tile_count(t, p.batch);
-  if (tiles * p.heads <= INT32_MAX) t.tiles = static_cast<int>(tiles);  // else left at 0, which `launch` refuses
+  // Else left at 0, which `launch` refuses. The margin keeps tile + kQueryBlocks within 32 bits.
+  if (tiles * p.heads <= INT32_MAX - kQueryBlocks) t.tiles = static_cast<int>(tiles);
   return t;
 }
 
@@ -137,6 +138,7 @@ cudaError_t launch_query(const Problem& problem, bool tiled, QueryParams params,
     }
     if (error != cudaSuccess || fits) return error;
     params.tiling = make_tiling(problem, false);  // smaller tiles, so still at least one for every block
+    if (params.tiling.tiles == 0) return cudaErrorInvalidConfiguration;
   }
   return launch(generic_query_backward_kernel<T>, static_cast<int64_t>(params.blocks_per_head) * params.tiling.heads,
                 dim3(kGenericThreads), generic_shared_bytes(problem.kernel_size, 2), stream, fits, params,

@@ -65,8 +65,12 @@ __device__ __forceinline__ void start_tile_copy(unsigned char* shared, const Vie
 #pragma unroll
     for (int r = 0; r < kRounds; ++r) {
       if (first + r * kPixelsAtOnce < kCols) {
-        __pipeline_memcpy_async(to + r * (32 * kVecBytes), row + offset[r], kVecBytes,
-                                row_valid && valid[r] ? 0 : kVecBytes);
+        unsigned char* const dst = to + r * (32 * kVecBytes);
+        if (row_valid && valid[r]) {
+          __pipeline_memcpy_async(dst, row + offset[r], kVecBytes);
+        } else {
+          *reinterpret_cast<uint4*>(dst) = make_uint4(0, 0, 0, 0);
+        }
       }
     }
   }
@@ -115,30 +119,25 @@ __device__ __forceinline__ void load_ghost(float* shared, const Ghost& ghost, in
   }
 }
 
-/// One warp: a strip's logits from memory to `stage` (pixel, tap). Neighbouring lanes read neighbouring taps.
+/// One warp: a strip's logits from memory to `stage` (pixel, tap). Neighbouring lanes read neighbouring taps. Pixels
+/// outside the image get the nearest pixel's: something harmless, that is never used.
 template <typename T, int K>
 __device__ __forceinline__ void stage_logits(float* stage, const View<const T>& logits, const Tile& tile, int x0,
                                              int lane) {
   constexpr int kTaps = K * K;
   constexpr int kRounds = (kTaps + 31) / 32;
   const T* from[kPixels];
-  bool valid[kPixels];
 #pragma unroll
-  for (int p = 0; p < kPixels; ++p) {
-    valid[p] = x0 + p < tile.width;
-    from[p] = logits.base + (valid[p] ? (x0 + p) * logits.col : 0) + lane;
-  }
+  for (int p = 0; p < kPixels; ++p) from[p] = logits.base + min(x0 + p, tile.width - 1) * logits.col + lane;
 #pragma unroll 1
   for (int y = 0; y < kTileRows; ++y) {
-    const bool row_valid = tile.y0 + y < tile.height;
-    const int64_t offset = row_valid ? (tile.y0 + y) * logits.row : 0;
-    T x[kPixels][kRounds];
+    const int64_t offset = min(tile.y0 + y, tile.height - 1) * logits.row;
+    T x[kPixels][kRounds] = {};
 #pragma unroll
     for (int p = 0; p < kPixels; ++p) {
 #pragma unroll
       for (int r = 0; r < kRounds; ++r) {
-        x[p][r] = T{};
-        if (row_valid && valid[p] && r * 32 + lane < kTaps) x[p][r] = from[p][offset + r * 32];
+        if (r * 32 + lane < kTaps) x[p][r] = from[p][offset + r * 32];
       }
     }
     float* const to = stage + y * kPixels * kTaps + lane;
@@ -212,60 +211,55 @@ __device__ __forceinline__ void strip_softmax(float* coefficients, const View<co
 }
 
 /// The whole block, for dvalue: coefficient (j, key) is the softmax of query key + j at its tap -j. Logits are read in
-/// runs of K taps of one query; `stats` is the tile of softmax statistics with its halo. Every entry is written once:
-/// (key row, row of j) pairs go round the warps, (query column, tap column) pairs lie on the lanes.
+/// runs of K taps of one query; `stats` is the tile of softmax statistics with its halo, which makes the coefficients of
+/// queries outside the image zero, whatever is read in their place. Every entry is written once: rows of keys and tap
+/// columns lie on the lanes (so that a warp's stores are spread over the banks), query columns go round the warps.
 template <typename T, int K>
 __device__ __forceinline__ void gather_key_coefficients(float* coefficients, const float2* stats,
                                                         const View<const T>& logits, const Tile& tile, int warp,
                                                         int lane) {
   constexpr int kRadius = K / 2;
-  constexpr int kSlots = (kHaloCols<K> * K + 31) / 32;
-  const int column_stride = static_cast<int>(logits.col);  // the host made sure that 32 bits suffice within a row
-  int from[kSlots], stat_at[kSlots], to[kSlots];
-  bool used[kSlots], valid[kSlots];
+  constexpr int kTapLanes = K <= 4 ? 4 : 8;
+  constexpr int kRowsAtOnce = 32 / kTapLanes;
+  constexpr int kRowGroups = kTileRows / kRowsAtOnce;
+  constexpr int kStep = kStrips / kRowGroups;
+  const int y = warp % kRowGroups * kRowsAtOnce + lane / kTapLanes;
+  const int tap = lane % kTapLanes;
+  const T* rows[K];
 #pragma unroll
-  for (int s = 0; s < kSlots; ++s) {
-    const int pair = s * 32 + lane;
-    const int tap = pair % K;
-    const int query = pair / K;  // its column, halo included
-    const int key = query - (K - 1 - tap);
-    const int x = tile.x0 - kRadius + query;
-    used[s] = query < kHaloCols<K> && key >= 0 && key < kTileCols;
-    valid[s] = used[s] && x >= 0 && x < tile.width;
-    from[s] = valid[s] ? (x - tile.x0) * column_stride + tap : 0;
-    stat_at[s] = used[s] ? query : 0;
-    to[s] = used[s] ? key / kPixels * (K * K * kStripPixels) + (K - 1 - tap) * kStripPixels + key % kPixels : 0;
+  for (int jy = 0; jy < K; ++jy) {  // the query lies in halo row y + jy, its tap in row K - 1 - jy
+    const int row = min(max(tile.y0 - kRadius + y + jy, 0), tile.height - 1);
+    rows[jy] = logits.at(row, tile.x0) + (K - 1 - jy) * K + min(tap, K - 1);
   }
-  const T* const first = logits.base + tile.x0 * logits.col;
-#pragma unroll 1
-  for (int y = warp; y < kTileRows; y += kStrips) {
+#pragma unroll 2
+  for (int query = warp / kRowGroups; query < kHaloCols<K>; query += kStep) {  // its column, halo included
+    const int key = query - (K - 1 - tap);
+    const bool used = tap < K && key >= 0 && key < kTileCols;
+    // The host made sure that 32 bits suffice for offsets within a tile's row.
+    const int column = (min(max(tile.x0 - kRadius + query, 0), tile.width - 1) - tile.x0) * static_cast<int>(logits.col);
+    const float2* const stat_column = stats + y * kHaloCols<K> + query;
+    float* const to = coefficients + (used ? key / kPixels * (K * K * kStripPixels) + (K - 1 - tap) * kStripPixels +
+                                                 y * kPixels + key % kPixels
+                                           : 0);
+    T x[K];
 #pragma unroll
-    for (int jy = 0; jy < K; ++jy) {  // the query lies in halo row y + jy, its tap in row K - 1 - jy
-      const int row = tile.y0 - kRadius + y + jy;
-      const bool row_valid = row >= 0 && row < tile.height;
-      const T* const src = first + (row_valid ? row * logits.row : 0) + (K - 1 - jy) * K;
-      T x[kSlots] = {};
+    for (int jy = 0; jy < K; ++jy) x[jy] = rows[jy][column];
 #pragma unroll
-      for (int s = 0; s < kSlots; ++s) {
-        if (row_valid && valid[s]) x[s] = src[from[s]];
-      }
-#pragma unroll
-      for (int s = 0; s < kSlots; ++s) {
-        const float2 stat = stats[(y + jy) * kHaloCols<K> + stat_at[s]];  // (0, 0), so zero, outside the image
-        const float coefficient = fast_exp(to_float(x[s]) - stat.x) * stat.y;
-        if (used[s]) coefficients[jy * K * kStripPixels + y * kPixels + to[s]] = coefficient;
-      }
+    for (int jy = 0; jy < K; ++jy) {
+      const float2 stat = stat_column[jy * kHaloCols<K>];
+      const float coefficient = fast_exp(to_float(x[jy]) - stat.x) * stat.y;
+      if (used) to[jy * K * kStripPixels] = coefficient;
     }
   }
 }
 
-/// The softmax statistics of the tile's halo to shared memory.
+/// The softmax statistics of the tile's halo to shared memory; outside the image such that every exponential is zero.
 template <int K, int kThreads>
 __device__ __forceinline__ void load_stats(float2* shared, const View<const float2>& stats, const Tile& tile) {
   for (int i = static_cast<int>(threadIdx.x); i < kHaloRows<K> * kHaloCols<K>; i += kThreads) {
     const int y = tile.y0 - K / 2 + i / kHaloCols<K>;
     const int x = tile.x0 - K / 2 + i % kHaloCols<K>;
-    shared[i] = inside(tile, y, x) ? *stats.at(y, x) : make_float2(0.f, 0.f);
+    shared[i] = inside(tile, y, x) ? *stats.at(y, x) : make_float2(INFINITY, 0.f);
   }
 }
 
@@ -390,6 +384,7 @@ struct QueryLayout {
   static constexpr int kBytes = kCoefficients + (kMul ? kCoefficientBytes : 0);
   static constexpr int kWarps = K;  // a warp is a row of taps
   static constexpr int kThreads = kWarps * 32;
+  static constexpr int kBlocks = (kMul ? 256 : 512) / kThreads;  // at once: leaves 255 or 128 registers a thread
   static_assert(kStage + kCoefficientBytes <= kDot, "the stage must fit over the values");
 };
 
@@ -450,7 +445,7 @@ __device__ __forceinline__ void store_partial(float* partial, float (&x)[K][kVec
 __device__ __forceinline__ int dot_slot(int strip, int lane) { return strip * 32 + ((lane + 8 * strip) & 31); }
 
 template <typename T, int K, bool kMul>
-__global__ void __launch_bounds__(QueryLayout<T, K, kMul>::kThreads, kMul ? 1 : 2)
+__global__ void __launch_bounds__(QueryLayout<T, K, kMul>::kThreads, QueryLayout<T, K, kMul>::kBlocks)
     query_backward_kernel(const QueryParams params) {
   using Layout = QueryLayout<T, K, kMul>;
   constexpr int kWarps = Layout::kWarps;

@@ -69,6 +69,16 @@ def test_compiled_without_graph_breaks(mul, add):
             torch.testing.assert_close(got, want)
 
 
+def test_compiled_without_a_library(operator_library):
+    torch._dynamo.reset()
+    operator_library(None, None)
+    fast = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    with pytest.warns(RuntimeWarning, match="was not built"):
+        found = values_and_gradients(fast, sample())
+    torch.testing.assert_close(found, values_and_gradients(definition, sample()))
+    torch._dynamo.reset()
+
+
 def test_compiled_by_inductor():
     torch._dynamo.reset()
     tensors = [t.requires_grad_() for t in sample(dtype=torch.float32)]
