@@ -1,22 +1,31 @@
 # make quickstart: train, evaluate and look at a small Mask R-CNN. make test: the tests. Both set everything up first.
+# The operator's CUDA part is built where a GPU is; make cuda builds it anywhere. ELSA_DET_CUDA=1 or 0 decides by hand.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready-$(shell cat setup.py pyproject.toml | cksum | cut -d' ' -f1)
+SOURCES := setup.py pyproject.toml $(sort $(shell find kernels -name '*.py' -o -name '*.c*' -o -name '*.h'))
+READY := $(VENV)/.ready-$(shell cat $(SOURCES) | cksum | cut -d' ' -f1)
+ifndef ELSA_DET_CUDA
+export ELSA_DET_CUDA := $(shell nvidia-smi >/dev/null 2>&1 || echo 0)
+endif
 RUN ?= output/quickstart
 
-.PHONY: setup quickstart test lint format clean
+.PHONY: setup cuda quickstart test lint format clean
 
 setup: $(READY)
 
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit("elsa_det needs Python 3.10 to 3.13, this is %d.%d: make PYTHON=python3.12 …" % sys.version_info[:2] if not (3, 10) <= sys.version_info[:2] <= (3, 13) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=68" wheel ninja
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=70.1" wheel
 	$(BIN)/python -m pip install --quiet "torch>=2.8" "torchvision>=0.23"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(BIN)/python -c 'import elsa_det.ops; print("The operator:", *elsa_det.ops.backends(), sep="\n  ")'
 	rm -f $(VENV)/.ready-*
 	touch $@
+
+cuda: $(READY)
+	ELSA_DET_CUDA=1 $(BIN)/python kernels/build_kernels.py
 
 quickstart: $(READY)
 	$(BIN)/python datasets/prepare_quickstart.py

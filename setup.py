@@ -1,12 +1,43 @@
 """The package. Tool settings are in pyproject.toml; the compiled operator is built here when it can be."""
 
+import sys
 from ctypes.util import find_library
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "kernels"))
+
+import build_kernels as kernels  # noqa: E402
+
+LIBRARY = Path("elsa_det", "ops", "_C.so")
+
+
+class BuildKernels(build_ext):
+    """Builds a plain shared library, loaded by torch rather than imported: it serves every Python."""
+
+    def run(self):
+        in_place = self.inplace or getattr(self, "editable_mode", False)
+        try:
+            kernels.build((ROOT if in_place else Path(self.build_lib).absolute()) / LIBRARY)
+        except kernels.CannotBuild as error:
+            raise SystemExit(f"elsa_det: {error}") from None
+
+    def get_outputs(self):
+        files = (LIBRARY, LIBRARY.with_name(kernels.RECORD))
+        return [str(path) for file in files if (path := Path(self.build_lib) / file).exists()]
+
+    def get_output_mapping(self):
+        return {}
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
 
 
 def version() -> str:
@@ -37,6 +68,8 @@ config_packages = ["elsa_det.configs"] + [
 
 setup(
     name="elsa_det",
+    ext_modules=[Extension("elsa_det.ops._C", sources=[])],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
     version=version(),
     description="ELSA-Swin backbones for dense prediction on Detectron2",
     long_description=(ROOT / "README.md").read_text(),

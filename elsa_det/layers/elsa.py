@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch.nn.functional as F
+import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import Parameter, init
+from torch.utils.checkpoint import checkpoint
 
 from ..ops import elsa_attention
+from .pointwise import Pointwise, pointwise
 
 
 def hadamard_dim(dim: int, group_width: int) -> int:
@@ -35,6 +37,8 @@ class ELSAAttention(nn.Module):
         qkv_bias: whether the projection has a bias.
         scale: factor on q * k; the published models use 1.
         proj_drop: dropout rate after the output projection.
+        recompute_logits: keep the group convolution's output for the backward instead of the GELU's and the K*K logits
+            of every head, which are then computed anew: less memory for some more time, and the same gradients.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``, or ``kernel_size`` is not odd.
@@ -53,6 +57,7 @@ class ELSAAttention(nn.Module):
         qkv_bias: bool = True,
         scale: float = 1.0,
         proj_drop: float = 0.0,
+        recompute_logits: bool = False,
     ) -> None:
         super().__init__()
         if dim % num_heads:
@@ -61,6 +66,7 @@ class ELSAAttention(nn.Module):
             raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
         self.num_heads, self.kernel_size, self.dilation = num_heads, kernel_size, dilation
         self.lam, self.gamma, self.scale = lam, gamma, scale
+        self.recompute_logits = recompute_logits
         self.dim_qk = hadamard_dim(dim, group_width)
         self.pre_proj = nn.Conv2d(dim, 2 * self.dim_qk + dim, 1, bias=qkv_bias)
         self.attn = nn.Sequential(
@@ -83,7 +89,7 @@ class ELSAAttention(nn.Module):
             self.ghost_head = Parameter(Tensor(*shape))
         else:
             self.register_parameter("ghost_head", None)
-        self.post_proj = nn.Linear(dim, dim)
+        self.post_proj = Pointwise(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_ghost_head()
 
@@ -111,21 +117,23 @@ class ELSAAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # (B, H, W, C) is channels-last NCHW: the 1x1 convolutions are linear layers and the permutations are views.
-        qkv = F.linear(x, self.pre_proj.weight.flatten(1), self.pre_proj.bias)
+        qkv = pointwise(x, self.pre_proj.weight.flatten(1), self.pre_proj.bias)
         q, k, value = qkv.split([self.dim_qk, self.dim_qk, x.shape[-1]], dim=-1)
         hadamard = q * k
         if self.scale != 1:
             hadamard = hadamard * self.scale
-        group_conv, gelu, to_logits = self.attn[0], self.attn[1], cast(nn.Conv2d, self.attn[2])
-        features = gelu(group_conv(hadamard.permute(0, 3, 1, 2)))
-        logits = F.linear(features.permute(0, 2, 3, 1), to_logits.weight.flatten(1), to_logits.bias)
-        ghost_mul, ghost_add = self.ghost_matrices()
-        out = elsa_attention(
-            value.permute(0, 3, 1, 2),
-            logits.permute(0, 3, 1, 2),
-            ghost_mul,
-            ghost_add,
-            kernel_size=self.kernel_size,
-            dilation=self.dilation,
-        )
+        features = self.attn[0](hadamard.permute(0, 3, 1, 2))
+        value = value.permute(0, 3, 1, 2)
+        if self.recompute_logits and torch.is_grad_enabled():
+            out = checkpoint(self._aggregate, value, features, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out = self._aggregate(value, features)
         return self.proj_drop(self.post_proj(out.permute(0, 2, 3, 1)))
+
+    def _aggregate(self, value: Tensor, features: Tensor) -> Tensor:
+        """From the group convolution's output to the sum over neighbourhoods, all maps (B, channels, H, W)."""
+        to_logits = cast(nn.Conv2d, self.attn[2])
+        features = self.attn[1](features).permute(0, 2, 3, 1)
+        logits = pointwise(features, to_logits.weight.flatten(1), to_logits.bias).permute(0, 3, 1, 2)
+        ghost_mul, ghost_add = self.ghost_matrices()
+        return elsa_attention(value, logits, ghost_mul, ghost_add, kernel_size=self.kernel_size, dilation=self.dilation)

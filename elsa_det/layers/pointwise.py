@@ -15,7 +15,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     for such convolutions when there is more than one thread.
     """
     if (
-        x.device.type != "cpu"
+        torch.compiler.is_compiling()  # Inductor makes its own choice
+        or x.device.type != "cpu"
         or x.dtype != torch.float32
         or x.dim() < 3
         or torch.get_num_threads() == 1

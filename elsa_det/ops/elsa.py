@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .reference import elsa_attention_shifted
+from .registration import MAX_KERNEL_SIZE, compiled_elsa_attention, use_compiled
 
 
 def elsa_attention(
@@ -41,7 +42,7 @@ def elsa_attention(
         TypeError: a tensor is not a floating-point tensor of the same dtype as ``value``.
         ValueError: a shape, device, kernel size or dilation does not fit; the message names the tensor and both sizes.
     """
-    if isinstance(value, Tensor) and torch.is_autocast_enabled(value.device.type):
+    if isinstance(value, Tensor) and not value.is_meta and torch.is_autocast_enabled(value.device.type):
         dtype = torch.get_autocast_dtype(value.device.type)
         cast = [
             t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
@@ -50,6 +51,8 @@ def elsa_attention(
         with torch.autocast(value.device.type, enabled=False):
             return elsa_attention(*cast, kernel_size=kernel_size, dilation=dilation)  # type: ignore[arg-type]
     _check({"value": value, "logits": logits, "ghost_mul": ghost_mul, "ghost_add": ghost_add}, kernel_size, dilation)
+    if use_compiled(value.device, value.dtype, kernel_size <= MAX_KERNEL_SIZE):
+        return compiled_elsa_attention(value, logits, ghost_mul, ghost_add, kernel_size, dilation)
     return elsa_attention_shifted(value, logits, ghost_mul, ghost_add, kernel_size=kernel_size, dilation=dilation)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from elsa_cases import sample, values_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,28 +41,6 @@ def naive(value, logits, ghost_mul, ghost_add, *, kernel_size, dilation=1):
                             weight += ghost_add.flatten(1)[c, j].item()
                         out[b, c, y, x] += weight * value[b, c, yy, xx]
     return out
-
-
-def sample(batch=2, heads=2, head_dim=3, kernel_size=3, size=(5, 4), mul=True, add=True, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    channels = heads * head_dim
-    return (
-        draw(batch, channels, *size),
-        draw(batch, heads * kernel_size**2, *size),
-        draw(channels, kernel_size, kernel_size) if mul else None,
-        draw(channels, kernel_size, kernel_size) if add else None,
-    )
-
-
-def values_and_gradients(form, tensors, grad_out=None, **kwargs):
-    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
-    out = form(*leaves, **kwargs)
-    out.backward(torch.ones_like(out) if grad_out is None else grad_out)
-    return [out.detach(), *(None if leaf is None else leaf.grad for leaf in leaves)]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -30,7 +30,7 @@ def add_elsa_config(cfg: Any) -> None:
         FROZEN_STAGES=-1,
         USE_CHECKPOINT=False,
     )
-    cfg.MODEL.ELSA_SWIN = node(dict(shared, GROUP_WIDTH=4, LAM=0.0, GAMMA=1.0, DILATION=1))
+    cfg.MODEL.ELSA_SWIN = node(dict(shared, GROUP_WIDTH=4, LAM=0.0, GAMMA=1.0, DILATION=1, RECOMPUTE_LOGITS=False))
     cfg.MODEL.SWIN = node(dict(shared))
 
 

@@ -25,6 +25,7 @@ class ELSASwin(HierarchicalBackbone):
         lam: exponent of the multiplicative ghost matrix; 0 leaves it out.
         gamma: factor of the additive ghost matrix; 0 leaves it out.
         dilation: dilation of ELSA's neighbourhoods.
+        recompute_logits: see :class:`~elsa_det.layers.ELSAAttention`.
         qkv_bias: whether the q/k/v projections have a bias.
         mlp_ratio, drop_rate, drop_path_rate, out_indices, frozen_stages, use_checkpoint, in_channels: see
             :class:`HierarchicalBackbone`.
@@ -41,6 +42,7 @@ class ELSASwin(HierarchicalBackbone):
         lam: float = 0.0,
         gamma: float = 1.0,
         dilation: int = 1,
+        recompute_logits: bool = False,
         qkv_bias: bool = True,
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
@@ -72,6 +74,7 @@ class ELSASwin(HierarchicalBackbone):
                 gamma=gamma,
                 qkv_bias=qkv_bias,
                 proj_drop=drop_rate,
+                recompute_logits=recompute_logits,
             )
 
         super().__init__(
