@@ -29,7 +29,7 @@ model.proposal_generator.batch_size_per_image = 64
 model.proposal_generator.pre_nms_topk = (400, 300)
 model.proposal_generator.post_nms_topk = (150, 100)
 model.roi_heads.num_classes = 6
-model.roi_heads.batch_size_per_image = 48
+model.roi_heads.batch_size_per_image = 32
 model.roi_heads.positive_fraction = 0.5
 for pooler in (model.roi_heads.box_pooler, model.roi_heads.mask_pooler):
     pooler.canonical_box_size = 112  # objects of more than 56 pixels are pooled from stride 8
@@ -58,9 +58,9 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 train.init_checkpoint = "none"
-train.max_iter = 4000
-train.eval_period = 1000
-train.checkpointer.period = 1000
+train.max_iter = 3600
+train.eval_period = 1200
+train.checkpointer.period = 1200
 train.log_period = 20
 train.clip_grad_norm = 3.0
 train.seed = 7
