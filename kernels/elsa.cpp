@@ -111,7 +111,8 @@ struct Plan {
     pb.tile_width = ceil_div(ceil_div(columns, pb.tiles), granule) * granule;
     pb.partial_rows = 16;
     pb.partial_chunks = ceil_div(rows, pb.partial_rows);
-    const int64_t pieces = pb.batch * pb.dilation * pb.dilation * pb.tiles;
+    // A map shorter than the dilation has no more residues than rows or columns.
+    const int64_t pieces = pb.batch * std::min(pb.dilation, pb.height) * std::min(pb.dilation, pb.width) * pb.tiles;
     // Long chunks repeat less of their borders; but all heads of a chunk should find its pages in the TLB and its lines in
     // the last-level cache, and every thread should get three units or more.
     const int64_t wanted = ceil_div(3 * at::get_num_threads(), pieces * pb.heads);

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401  before anything imports distutils, which it replaces
 
 sys.path.insert(0, str(Path(__file__).parent))
 

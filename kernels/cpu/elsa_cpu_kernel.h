@@ -165,15 +165,15 @@ struct Piece {
 };
 
 bool locate(const Problem& pb, int64_t unit, Piece& pc) {
-  const int64_t d = pb.dilation;
+  const int64_t d = pb.dilation, residues_x = imin(d, pb.width), residues_y = imin(d, pb.height);
   pc.g = unit % pb.heads, unit /= pb.heads;
   const int64_t chunk = unit % pb.chunks;
   unit /= pb.chunks;
   const int64_t tile = unit % pb.tiles;
   unit /= pb.tiles;
   pc.partial = (unit * pb.tiles + tile) * pb.partial_chunks + chunk * (pb.chunk_rows / pb.partial_rows);
-  pc.rx = unit % d, unit /= d;
-  pc.ry = unit % d, unit /= d;
+  pc.rx = unit % residues_x, unit /= residues_x;
+  pc.ry = unit % residues_y, unit /= residues_y;
   pc.b = unit;
   pc.height = (pb.height - pc.ry + d - 1) / d;
   pc.width = (pb.width - pc.rx + d - 1) / d;
