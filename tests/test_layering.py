@@ -15,6 +15,7 @@ LOWER = {
     "modeling": {"ops", "layers", "d2"},
     "data": {"ops", "layers", "modeling", "d2"},
     "evaluation": {"ops", "layers", "modeling", "data", "d2"},
+    "benchmark": {"ops", "layers", "modeling"},
     "checkpoint": {"ops", "layers", "modeling", "d2"},
     "engine": {"ops", "layers", "modeling", "data", "evaluation", "checkpoint", "config", "d2"},
 }
