@@ -123,8 +123,8 @@ def test_what_cannot_start_says_why(data, tmp_path, args, message):
         run(*flags, *data, *(arg for arg in args if arg not in flags), f"train.output_dir={tmp_path}")
 
 
-def test_the_command_shows_user_errors_without_a_traceback(tmp_path):
-    done = command("train.init_checkpoint=", f"train.output_dir={tmp_path}")
+def test_the_command_shows_user_errors_without_a_traceback(data, tmp_path):
+    done = command(*data, "train.init_checkpoint=", f"train.output_dir={tmp_path}")
     assert (done.returncode, done.stderr.splitlines()[-1][:43]) == (1, "error: train.init_checkpoint is empty: name")
     assert "Traceback" not in done.stderr
     with pytest.raises(FileNotFoundError, match="config file no_such.py does not exist"):

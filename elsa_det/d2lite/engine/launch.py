@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 from collections.abc import Callable
@@ -106,5 +107,8 @@ def _worker(
     comm.synchronize()
 
     main_func(*args)
-    # Only after success: a failed rank must not wait here for peers that will never come.
+    # Only after success: a failed rank must not wait here for peers that will never come. Rank 0 keeps the store of the
+    # group, and the others abort if it goes while they still work.
+    comm.synchronize()
+    gc.collect()  # trainers and DDP models in reference cycles hold the group, whose threads must be joined before exit
     dist.destroy_process_group()
