@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 from . import __version__
-from .d2 import LazyConfig, describe_provider
+from .d2 import PROVIDER_VERSION, LazyConfig
 from .errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 def config_root() -> Path:
@@ -82,11 +79,11 @@ def check_complete(cfg: Any) -> None:
 
 
 def stamp_config(path: str | Path) -> None:
-    """Put a first line into a saved config that says which versions wrote it, unless it has one."""
+    """Put a first line into a saved config that says which versions wrote it; d2lite writes one of its own."""
     path = Path(path)
     text = path.read_text()
     if not text.startswith("# Saved by"):
-        path.write_text(f"# Saved by elsa_det {__version__} on {describe_provider().split(' from ')[0]}.\n{text}")
+        path.write_text(f"# Saved by elsa_det {__version__} on Detectron2 {PROVIDER_VERSION}.\n{text}")
 
 
 def settle_device(train: Any) -> None:

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> Any:
     """
     cfg = load_config(args.config_file, args.opts)
     check_complete(cfg)
-    resuming = args.resume and not args.eval_only and _last_checkpoint(cfg)
+    resuming = args.resume and not args.eval_only and _has_checkpoint(cfg)
     check_datasets(cfg, ["test"] if args.eval_only else ["train", "test"])
     if not resuming:
         check_initial_weights(cfg.train.init_checkpoint)
@@ -53,10 +53,10 @@ def main(args: argparse.Namespace) -> Any:
         stamp_config(Path(cfg.train.output_dir) / "config.yaml")
     logger.info("Running on %s", describe_provider())
     logger.info(describe_device(cfg.train))
-    return evaluate_only(cfg) if args.eval_only else train(cfg, resume=args.resume)
+    return evaluate_only(cfg) if args.eval_only else train(cfg, resume=resuming)
 
 
-def _last_checkpoint(cfg: Any) -> bool:
+def _has_checkpoint(cfg: Any) -> bool:
     return DetectionCheckpointer(nn.Module(), cfg.train.output_dir).has_checkpoint()
 
 
@@ -89,12 +89,10 @@ def evaluate_only(cfg: Any) -> Any:
 
 
 def train(cfg: Any, *, resume: bool = False) -> Any:
-    """Train from ``train.init_checkpoint``, or go on from the last checkpoint of the output folder with ``resume``."""
+    """Train from ``train.init_checkpoint``, or with ``resume`` from the last checkpoint of the output folder."""
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
-    checkpointer_folder = cfg.train.output_dir
-    continues = resume and DetectionCheckpointer(model, checkpointer_folder).has_checkpoint()
-    if not continues:
+    if not resume:
         load_initial_weights(model, cfg.train.init_checkpoint, allow_mismatch=cfg.train.init_allow_mismatch)
     model.to(cfg.train.device)
 
@@ -107,21 +105,20 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
     check_class_count(cfg, cfg.dataloader.train)
     model = create_ddp_model(model, **cfg.train.ddp)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
-    checkpointer = DetectionCheckpointer(model, checkpointer_folder, trainer=trainer)
-    evaluation = hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model))
+    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if comm.is_main_process() else None,
-            evaluation,
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
             hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period)
             if comm.is_main_process()
             else None,
         ]
     )
     start_iter = 0
-    if continues:
+    if resume:
         checkpointer.resume_or_load("", resume=True)
         start_iter = trainer.iter + 1
     trainer.train(start_iter, cfg.train.max_iter)
