@@ -90,15 +90,10 @@ def gpu() -> str:
 def provider() -> str:
     """Which Detectron2 runs, and why."""
     try:
-        from .d2 import LITE, PROVIDER, PROVIDER_VERSION
+        from .d2 import describe_provider
     except ImportError as error:
         return f"fails: {error}"
-    if os.environ.get("ELSA_DET_D2"):
-        why = f"ELSA_DET_D2={os.environ['ELSA_DET_D2']}"
-    else:
-        why = "detectron2 is not installed" if PROVIDER == LITE else "detectron2 is installed"
-    name = "the embedded d2lite" if PROVIDER == LITE else "Detectron2"
-    return f"{name} {PROVIDER_VERSION} ({why})"
+    return describe_provider()
 
 
 def threads() -> str:
