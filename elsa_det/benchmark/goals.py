@@ -125,7 +125,7 @@ GPU_GOALS = (
 #: seconds that the arithmetic of the core takes on an H200 at stage 1, 800x1333, batch 2, bfloat16
 GPU_LIMITS = {FORWARD: 40e-6, BOTH: 121e-6}
 CORE_PEERS = ("elsa", "unfold", "shifted", "compiled", "compiled_nhwc", "depthwise", "window", "elsa_one_thread")
-BACKBONE_PEERS = ("elsa", "unfold", "timm", "elsa_bf16")
+BACKBONE_PEERS = ("elsa", "unfold", "plain", "timm", "elsa_bf16")
 GROWTH_SIDES = (256, 512, 1024, 2048)
 _STAGES = (1, 2, 3)
 _DIRECTIONS = ((FWD, FORWARD), (F_B, BOTH))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..layers import ELSAAttention, WindowAttention
 from ..layers.elsa import hadamard_dim
+from ..layers.pointwise import Pointwise
 from ..modeling import ELSA_SWIN_VARIANTS, SWIN_VARIANTS, ELSASwin, Swin
 from ..ops import elsa_attention, elsa_attention_shifted, elsa_attention_unfold
 from .cases import BOTH, DTYPES, FORWARD, GROUP_WIDTH, KERNEL_SIZE, Case
@@ -60,6 +61,7 @@ class Peer:
 LABELS = {
     "elsa": "ELSA",
     "unfold": "ELSA by unfold",
+    "plain": "ELSA by unfold, plain layers",
     "shifted": "ELSA by shifted sum",
     "compiled": "shifted sum, torch.compile",
     "compiled_nhwc": "the same, channels-last",
@@ -98,6 +100,35 @@ def using_operator(operator: Callable[..., Tensor]) -> Iterator[None]:
         yield
     finally:
         layer.elsa_attention = original  # type: ignore[attr-defined]
+
+
+@contextmanager
+def composed_plainly() -> Iterator[None]:
+    """Within it, backbones run as the published code composes them from PyTorch's layers: linear layers by
+    ``F.linear``, the attention's convolutions on contiguous (B, C, H, W) maps, and the operator by unfold.
+    """
+    users = [importlib.import_module(kind.__module__) for kind in (ELSAAttention, Pointwise)]
+    fast = [user.pointwise for user in users]  # type: ignore[attr-defined]
+    forward = ELSAAttention.forward
+    try:
+        for user in users:
+            user.pointwise = F.linear  # type: ignore[attr-defined]
+        ELSAAttention.forward = _plain_attention  # type: ignore[method-assign, assignment]
+        yield
+    finally:
+        for user, original in zip(users, fast):
+            user.pointwise = original  # type: ignore[attr-defined]
+        ELSAAttention.forward = forward  # type: ignore[method-assign]
+
+
+def _plain_attention(module: ELSAAttention, x: Tensor) -> Tensor:
+    qkv = module.pre_proj(x.permute(0, 3, 1, 2).contiguous())
+    q, k, value = qkv.split([module.dim_qk, module.dim_qk, x.shape[-1]], dim=1)
+    logits = module.attn(q * k * module.scale)
+    out = elsa_attention_unfold(
+        value, logits, *module.ghost_matrices(), kernel_size=module.kernel_size, dilation=module.dilation
+    )
+    return module.proj_drop(module.post_proj(out.permute(0, 2, 3, 1)))
 
 
 # The operator's core -------------------------------------------------------------------------------------------------
@@ -210,31 +241,36 @@ def _core_natten(case: Case) -> Peer:
 
 
 def _model(
-    model: nn.Module, x: Tensor, case: Case, operator: Callable[..., Tensor] | None = None, *, x_grad: bool = False
+    model: nn.Module,
+    x: Tensor,
+    case: Case,
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
+    *,
+    x_grad: bool = False,
 ) -> Peer:
+    """A model that runs within the contexts of ``within``."""
     model.to(case.device, x.dtype)
     if x_grad:
         x.requires_grad_()
     parameters = list(model.parameters())
 
     def call() -> Any:
-        if operator is None:
+        with within():
             out = model(x)
-        else:
-            with using_operator(operator):
-                out = model(x)
         return list(out.values()) if isinstance(out, dict) else out
 
     return Peer(call, [*parameters, *([x] if x_grad else [])], [*parameters, x])
 
 
-def _module(case: Case, *, swin: bool = False, operator: Callable[..., Tensor] | None = None) -> Peer:
+def _module(
+    case: Case, *, swin: bool = False, within: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Peer:
     if swin:
         module: nn.Module = WindowAttention(case.channels, case.heads, KERNEL_SIZE)
     else:
         module = ELSAAttention(case.channels, case.heads, KERNEL_SIZE, group_width=GROUP_WIDTH)
     x = torch.randn(case.batch, *case.map_size, case.channels, device=case.device, dtype=DTYPES[case.dtype])
-    return _model(module, x, case, operator, x_grad=True)
+    return _model(module, x, case, within, x_grad=True)
 
 
 def _image(case: Case, dtype: str | None = None) -> Tensor:
@@ -242,10 +278,14 @@ def _image(case: Case, dtype: str | None = None) -> Tensor:
 
 
 def _backbone(
-    case: Case, operator: Callable[..., Tensor] | None = None, dtype: str | None = None, *, recompute: bool = False
+    case: Case,
+    *,
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
+    dtype: str | None = None,
+    recompute: bool = False,
 ) -> Peer:
     model = ELSASwin(**ELSA_SWIN_VARIANTS["tiny"], recompute_logits=recompute)
-    return _model(model, _image(case, dtype), case, operator)
+    return _model(model, _image(case, dtype), case, within)
 
 
 def _backbone_swin(case: Case) -> Peer:
@@ -303,14 +343,16 @@ BUILDERS: dict[str, dict[str, Callable[[Case], Peer]]] = {
     },
     "module": {
         "elsa": _module,
-        "unfold": partial(_module, operator=elsa_attention_unfold),
-        "shifted": partial(_module, operator=elsa_attention_shifted),
+        "unfold": partial(_module, within=partial(using_operator, elsa_attention_unfold)),
+        "plain": partial(_module, within=composed_plainly),
+        "shifted": partial(_module, within=partial(using_operator, elsa_attention_shifted)),
         "window": partial(_module, swin=True),
     },
     "backbone": {
         "elsa": _backbone,
-        "unfold": partial(_backbone, operator=elsa_attention_unfold),
-        "shifted": partial(_backbone, operator=elsa_attention_shifted),
+        "unfold": partial(_backbone, within=partial(using_operator, elsa_attention_unfold)),
+        "plain": partial(_backbone, within=composed_plainly),
+        "shifted": partial(_backbone, within=partial(using_operator, elsa_attention_shifted)),
         "swin": _backbone_swin,
         "timm": _backbone_timm,
         "elsa_bf16": partial(_backbone, dtype="bfloat16"),
@@ -326,7 +368,7 @@ BUILDERS: dict[str, dict[str, Callable[[Case], Peer]]] = {
 USUAL = {
     "core": ("elsa", "unfold", "shifted", "compiled", "compiled_nhwc", "depthwise", "window", "natten"),
     "module": ("elsa", "unfold", "shifted", "window"),
-    "backbone": ("elsa", "unfold", "shifted", "swin", "timm"),
+    "backbone": ("elsa", "unfold", "plain", "shifted", "swin", "timm"),
     "training": ("elsa", "swin"),
 }
 
