@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 
 def elsa_attention_unfold(
@@ -153,7 +154,7 @@ class _ShiftedSum(torch.autograd.Function):
         grad_value = grad_padded[..., padding : padding + height, padding : padding + width].reshape(value.shape)
         if ghost_add is not None:
             weight = ghost_add.reshape(channels, 1, kernel_size, kernel_size)
-            grad_value = grad_value + torch.nn.grad.conv2d_input(
+            grad_value = grad_value + conv2d_input(
                 value.shape, weight, grad_out.view(value.shape), padding=padding, dilation=dilation, groups=channels
             )
         return (
