@@ -53,6 +53,7 @@ if PROVIDER == UPSTREAM:
     from detectron2.config import LazyCall, LazyConfig, instantiate
     from detectron2.data import (
         DatasetCatalog,
+        DatasetFromList,
         DatasetMapper,
         MetadataCatalog,
         build_detection_test_loader,
@@ -61,7 +62,12 @@ if PROVIDER == UPSTREAM:
         get_detection_dataset_dicts,
         transforms,
     )
-    from detectron2.data.datasets import load_coco_json, register_coco_instances
+    from detectron2.data.datasets import (
+        load_coco_json,
+        load_lvis_json,
+        register_coco_instances,
+        register_lvis_instances,
+    )
     from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
     from detectron2.engine import (
         AMPTrainer,
@@ -79,23 +85,36 @@ if PROVIDER == UPSTREAM:
         COCOEvaluator,
         DatasetEvaluator,
         DatasetEvaluators,
+        LVISEvaluator,
         inference_context,
         inference_on_dataset,
         print_csv_format,
     )
-    from detectron2.layers import ShapeSpec, get_norm
-    from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, GeneralizedRCNN, detector_postprocess
+    from detectron2.layers import Conv2d, ShapeSpec, get_norm
+    from detectron2.modeling import (
+        BACKBONE_REGISTRY,
+        FPN,
+        META_ARCH_REGISTRY,
+        SEM_SEG_HEADS_REGISTRY,
+        Backbone,
+        GeneralizedRCNN,
+        RetinaNet,
+        detector_postprocess,
+    )
     from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-    from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+    from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
     from detectron2.modeling.box_regression import Box2BoxTransform
     from detectron2.modeling.matcher import Matcher
+    from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
     from detectron2.modeling.poolers import ROIPooler
     from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
     from detectron2.modeling.roi_heads import (
         FastRCNNConvFCHead,
         FastRCNNOutputLayers,
         MaskRCNNConvUpsampleHead,
+        ROIHeads,
         StandardROIHeads,
+        select_foreground_proposals,
     )
     from detectron2.solver import WarmupParamScheduler, get_default_optimizer_params
     from detectron2.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, PolygonMasks
@@ -119,6 +138,7 @@ else:
     from elsa_det.d2lite.config import LazyCall, LazyConfig, instantiate
     from elsa_det.d2lite.data import (
         DatasetCatalog,
+        DatasetFromList,
         DatasetMapper,
         MetadataCatalog,
         build_detection_test_loader,
@@ -127,7 +147,12 @@ else:
         get_detection_dataset_dicts,
         transforms,
     )
-    from elsa_det.d2lite.data.datasets import load_coco_json, register_coco_instances
+    from elsa_det.d2lite.data.datasets import (
+        load_coco_json,
+        load_lvis_json,
+        register_coco_instances,
+        register_lvis_instances,
+    )
     from elsa_det.d2lite.data.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
     from elsa_det.d2lite.engine import (
         AMPTrainer,
@@ -145,23 +170,36 @@ else:
         COCOEvaluator,
         DatasetEvaluator,
         DatasetEvaluators,
+        LVISEvaluator,
         inference_context,
         inference_on_dataset,
         print_csv_format,
     )
-    from elsa_det.d2lite.layers import ShapeSpec, get_norm
-    from elsa_det.d2lite.modeling import BACKBONE_REGISTRY, FPN, Backbone, GeneralizedRCNN, detector_postprocess
+    from elsa_det.d2lite.layers import Conv2d, ShapeSpec, get_norm
+    from elsa_det.d2lite.modeling import (
+        BACKBONE_REGISTRY,
+        FPN,
+        META_ARCH_REGISTRY,
+        SEM_SEG_HEADS_REGISTRY,
+        Backbone,
+        GeneralizedRCNN,
+        RetinaNet,
+        detector_postprocess,
+    )
     from elsa_det.d2lite.modeling.anchor_generator import DefaultAnchorGenerator
-    from elsa_det.d2lite.modeling.backbone.fpn import LastLevelMaxPool
+    from elsa_det.d2lite.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
     from elsa_det.d2lite.modeling.box_regression import Box2BoxTransform
     from elsa_det.d2lite.modeling.matcher import Matcher
+    from elsa_det.d2lite.modeling.meta_arch.retinanet import RetinaNetHead
     from elsa_det.d2lite.modeling.poolers import ROIPooler
     from elsa_det.d2lite.modeling.proposal_generator import RPN, StandardRPNHead
     from elsa_det.d2lite.modeling.roi_heads import (
         FastRCNNConvFCHead,
         FastRCNNOutputLayers,
         MaskRCNNConvUpsampleHead,
+        ROIHeads,
         StandardROIHeads,
+        select_foreground_proposals,
     )
     from elsa_det.d2lite.solver import WarmupParamScheduler, get_default_optimizer_params
     from elsa_det.d2lite.structures import BitMasks, Boxes, BoxMode, ImageList, Instances, PolygonMasks

@@ -30,7 +30,6 @@ from .evaluator import DatasetEvaluator
 __all__ = ["COCOEvaluator", "instances_to_coco_json"]
 
 _TASKS = ("bbox", "segm")
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in the order of COCOeval.stats
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +40,10 @@ class COCOEvaluator(DatasetEvaluator):
     It works for any registered dataset of boxes and masks: one without a COCO json is converted first. Scores are
     percentages; NaN stands where there is nothing to compute one from, such as no objects of a size.
     """
+
+    _METRICS: tuple[str, ...] = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in the order of COCOeval.stats
+    _MAX_DETS = 100
+    _RESULTS_FILE = "coco_instances_results.json"
 
     def __init__(
         self,
@@ -74,22 +77,22 @@ class COCOEvaluator(DatasetEvaluator):
         if unknown or kpt_oks_sigmas:
             asked = f"tasks={unknown}" if unknown else f"kpt_oks_sigmas={kpt_oks_sigmas}"
             raise ValueError(
-                f"COCOEvaluator: {asked} is not supported here, the tasks are {list(_TASKS)}. "
+                f"{self._name}: {asked} is not supported here, the tasks are {list(_TASKS)}. "
                 "Keypoints need Detectron2 itself."
             )
         if max_dets_per_image is not None and max_dets_per_image < 1:
-            raise ValueError(f"COCOEvaluator: max_dets_per_image={max_dets_per_image} must be at least 1.")
+            raise ValueError(f"{self._name}: max_dets_per_image={max_dets_per_image} must be at least 1.")
         self._tasks = tasks
         self._distributed = distributed
         self._output_dir = output_dir
-        self._max_dets = 100 if max_dets_per_image is None else max_dets_per_image
+        self._max_dets = self._MAX_DETS if max_dets_per_image is None else max_dets_per_image
         self._metadata = MetadataCatalog.get(dataset_name)
         self._predictions: list[dict[str, Any]] = []
 
         if not hasattr(self._metadata, "json_file"):
             if output_dir is None:
                 raise ValueError(
-                    f"COCOEvaluator: dataset '{dataset_name}' has no COCO json file, so it must be converted. "
+                    f"{self._name}: dataset '{dataset_name}' has no COCO json file, so it must be converted. "
                     "Give an output_dir to write the converted annotations to."
                 )
             logger.info("Converting '%s' to COCO format ...", dataset_name)
@@ -101,6 +104,10 @@ class COCOEvaluator(DatasetEvaluator):
             self._coco_api = COCO(PathManager.get_local_path(self._metadata.json_file))
         # The json of a public test set has no annotations: all we can do is to write results for its server.
         self._has_annotations = "annotations" in self._coco_api.dataset
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     def reset(self) -> None:
         self._predictions = []
@@ -120,7 +127,7 @@ class COCOEvaluator(DatasetEvaluator):
                 found = instances_to_coco_json(output["instances"].to("cpu"), image_id)
                 self._predictions.append({"image_id": image_id, "instances": found})
             elif "proposals" in output:
-                raise NotImplementedError("COCOEvaluator: box proposals are not part of d2lite; install Detectron2.")
+                raise NotImplementedError(f"{self._name}: box proposals are not part of d2lite; install Detectron2.")
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
         """
@@ -141,7 +148,7 @@ class COCOEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return {}
         if not predictions:
-            logger.warning("[COCOEvaluator] Did not receive valid predictions.")
+            logger.warning("[%s] Did not receive valid predictions.", self._name)
             return {}
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
@@ -156,7 +163,7 @@ class COCOEvaluator(DatasetEvaluator):
         logger.info("Preparing results for COCO format ...")
         detections = self._in_dataset_terms([found for image in predictions for found in image["instances"]])
         if self._output_dir:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
+            path = os.path.join(self._output_dir, self._RESULTS_FILE)
             logger.info("Saving results to %s", path)
             with PathManager.open(path, "w") as file:
                 file.write(json.dumps(detections))
@@ -165,7 +172,7 @@ class COCOEvaluator(DatasetEvaluator):
             return {}
 
         tasks = self._tasks or ("bbox", *(["segm"] if any("segmentation" in found for found in detections) else []))
-        logger.info("Evaluating predictions with official COCO API...")
+        logger.info("Evaluating predictions ...")
         return {task: self._evaluate_task(task, detections, img_ids) for task in sorted(tasks)}
 
     def _in_dataset_terms(self, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -173,40 +180,42 @@ class COCOEvaluator(DatasetEvaluator):
         strangers = {found["image_id"] for found in detections} - set(self._coco_api.getImgIds())
         if strangers:
             raise ValueError(
-                f"COCOEvaluator: {len(strangers)} image id(s) of the predictions, such as {next(iter(strangers))!r}, "
+                f"{self._name}: {len(strangers)} image id(s) of the predictions, such as {next(iter(strangers))!r}, "
                 f"are not in {self._metadata.json_file}. Was the model run on another dataset?"
             )
-        class_of_category = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        class_of_category = self._class_of_category()
         if class_of_category is None:
             return detections
         num_classes = len(class_of_category)
         if sorted(class_of_category.values()) != list(range(num_classes)):
             raise ValueError(
-                f"COCOEvaluator: thing_dataset_id_to_contiguous_id of dataset '{self._metadata.name}' must map "
+                f"{self._name}: thing_dataset_id_to_contiguous_id of dataset '{self._metadata.name}' must map "
                 f"category ids to 0…{num_classes - 1}, but maps them to {sorted(class_of_category.values())}."
             )
         category_of_class = {index: category for category, index in class_of_category.items()}
         for found in detections:
             if found["category_id"] not in category_of_class:
                 raise ValueError(
-                    f"COCOEvaluator: a prediction has class {found['category_id']}, but dataset "
+                    f"{self._name}: a prediction has class {found['category_id']}, but dataset "
                     f"'{self._metadata.name}' has {num_classes} classes, numbered 0…{num_classes - 1}. "
                     "Does num_classes of the model fit the dataset?"
                 )
         return [{**found, "category_id": category_of_class[found["category_id"]]} for found in detections]
+
+    def _class_of_category(self) -> dict[int, int] | None:
+        """The model's class of each category of the dataset; None if they are the same numbers."""
+        return self._metadata.get("thing_dataset_id_to_contiguous_id")
 
     def _evaluate_task(
         self, task: str, detections: list[dict[str, Any]], img_ids: Sequence[int] | None
     ) -> dict[str, float]:
         if not detections:
             logger.warning("No predictions from the model!")
-            return dict.fromkeys(_METRICS, float("nan"))
+            return dict.fromkeys(self._METRICS, float("nan"))
 
         coco_eval = _run_coco_eval(self._coco_api, detections, task, self._max_dets, img_ids)
-        scores = {name: _percent(value) for name, value in zip(_METRICS, coco_eval.stats)}
-        logger.info("Evaluation results for %s: \n%s", task, create_small_table(scores))
-        if not np.isfinite(list(scores.values())).all():
-            logger.info("Some metrics cannot be computed and is shown as NaN.")
+        scores = {name: _percent(value) for name, value in zip(self._METRICS, coco_eval.stats)}
+        _log_scores(task, scores)
 
         names = self._metadata.get("thing_classes")
         if names is not None and len(names) > 1:
@@ -214,6 +223,12 @@ class COCOEvaluator(DatasetEvaluator):
             logger.info("Per-category %s AP: \n%s", task, _category_table(by_category))
             scores.update({f"AP-{name}": ap for name, ap in by_category})
         return scores
+
+
+def _log_scores(task: str, scores: dict[str, float]) -> None:
+    logger.info("Evaluation results for %s: \n%s", task, create_small_table(scores))
+    if not np.isfinite(list(scores.values())).all():
+        logger.info("Some metrics cannot be computed and is shown as NaN.")
 
 
 def instances_to_coco_json(instances: Instances, img_id: Any) -> list[dict[str, Any]]:
@@ -271,15 +286,20 @@ class _COCOevalAnyLimit(COCOeval):
         return mean
 
 
-def _run_coco_eval(
-    coco_gt: COCO, detections: list[dict[str, Any]], task: str, max_dets: int, img_ids: Sequence[int] | None
-) -> COCOeval:
-    # With a box in it, a detection's size is taken from that, not from its mask. (The copies also keep what loadRes
-    # writes into them out of our results.)
+def _of_task(detections: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+    """Copies, so that what loadRes writes into them stays out of our results, with what the task needs."""
+    # With a box in it, a detection's size is taken from that, not from its mask.
     unused = {"bbox": ("segmentation",), "segm": ("bbox",)}[task]
     detections = [{key: value for key, value in found.items() if key not in unused} for found in detections]
     if task == "segm" and any("segmentation" not in found for found in detections):
-        raise ValueError("COCOEvaluator: 'segm' was asked for, but there are predictions without pred_masks.")
+        raise ValueError("Masks ('segm') are to be evaluated, but there are predictions without pred_masks.")
+    return detections
+
+
+def _run_coco_eval(
+    coco_gt: COCO, detections: list[dict[str, Any]], task: str, max_dets: int, img_ids: Sequence[int] | None
+) -> COCOeval:
+    detections = _of_task(detections, task)
     coco_eval = _COCOevalAnyLimit(coco_gt, coco_gt.loadRes(detections), task)
     coco_eval.params.maxDets = sorted({1, min(10, max_dets), max_dets})
     if img_ids is not None:

@@ -1,6 +1,6 @@
 """Layers of the detection models: PyTorch and torchvision operators under Detectron2's names and defaults."""
 
-from .batch_norm import FrozenBatchNorm2d, NaiveSyncBatchNorm, get_norm
+from .batch_norm import CycleBatchNormList, FrozenBatchNorm2d, NaiveSyncBatchNorm, get_norm
 from .blocks import CNNBlockBase
 from .mask_ops import paste_masks_in_image
 from .nms import batched_nms, nms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from fvcore.nn.distributed import differentiable_all_reduce
@@ -155,6 +156,36 @@ class NaiveSyncBatchNorm(BatchNorm2d):
         samples = total[-1].detach()
         mean, mean_square, _ = (total / samples.clamp(min=1)).split(channels)
         return mean, mean_square, samples.clamp(max=1)
+
+
+class CycleBatchNormList(nn.ModuleList):
+    """Batch norms that take turns: statistics of their own for each of several inputs, one scale and shift for all.
+
+    The k-th call of ``forward`` uses layer k modulo ``length``, so it must always be called a multiple of ``length``
+    times (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576, section 5.2).
+
+    Args:
+        length: number of layers.
+        bn_class: their class.
+        **kwargs: their arguments, such as ``num_features``; ``affine=False`` leaves out the scale and shift.
+    """
+
+    def __init__(self, length: int, bn_class: Callable[..., nn.Module] = nn.BatchNorm2d, **kwargs) -> None:
+        self._affine = kwargs.pop("affine", True)
+        layers: list[Any] = [bn_class(**kwargs, affine=False) for _ in range(length)]
+        super().__init__(layers)
+        self._position = 0
+        if self._affine:
+            channels = layers[0].num_features
+            self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self[self._position](x)
+        self._position = (self._position + 1) % len(self)
+        return x * _per_channel(self.weight) + _per_channel(self.bias) if self._affine else x
+
+    def extra_repr(self) -> str:
+        return f"affine={self._affine}"
 
 
 class LayerNorm(nn.Module):

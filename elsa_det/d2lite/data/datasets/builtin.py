@@ -10,6 +10,7 @@ import os
 
 from .builtin_meta import _get_builtin_metadata
 from .coco import register_coco_instances
+from .lvis import register_lvis_instances
 
 # name: (folder of the images, annotations), both below <root>/coco
 _COCO_SPLITS = {
@@ -25,6 +26,21 @@ _COCO_SPLITS = {
 }
 
 
+# name: annotations, below <root>/lvis; the images are COCO's, of all its splits
+_LVIS_SPLITS = {
+    "lvis_v1_train": "lvis_v1_train",
+    "lvis_v1_val": "lvis_v1_val",
+    "lvis_v1_test_dev": "lvis_v1_image_info_test_dev",
+    "lvis_v1_test_challenge": "lvis_v1_image_info_test_challenge",
+    "lvis_v0.5_train": "lvis_v0.5_train",
+    "lvis_v0.5_val": "lvis_v0.5_val",
+    "lvis_v0.5_val_rand_100": "lvis_v0.5_val_rand_100",
+    "lvis_v0.5_test": "lvis_v0.5_image_info_test",
+    "lvis_v0.5_train_cocofied": "lvis_v0.5_train_cocofied",
+    "lvis_v0.5_val_cocofied": "lvis_v0.5_val_cocofied",
+}
+
+
 def register_all_coco(root: str) -> None:
     """Register the detection splits of COCO below ``root``."""
     for name, (images, stem) in _COCO_SPLITS.items():
@@ -32,4 +48,12 @@ def register_all_coco(root: str) -> None:
         register_coco_instances(name, _get_builtin_metadata("coco"), json_file, os.path.join(root, f"coco/{images}"))
 
 
-register_all_coco(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+def register_all_lvis(root: str) -> None:
+    """Register the splits of LVIS below ``root``. The names of the classes are read with the annotations."""
+    for name, stem in _LVIS_SPLITS.items():
+        register_lvis_instances(name, {}, os.path.join(root, f"lvis/{stem}.json"), os.path.join(root, "coco/"))
+
+
+_ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+register_all_coco(_ROOT)
+register_all_lvis(_ROOT)

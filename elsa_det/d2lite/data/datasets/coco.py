@@ -36,9 +36,12 @@ _COPIED_KEYS = ("iscrowd", "bbox", "keypoints", "category_id")
 class _CocoFile:
     """The content of a COCO json: images by id, annotations by image, categories. Checked as far as it is read."""
 
+    kind = "COCO"
+    builtin_places = "coco/annotations/instances_*.json and coco/{train,val}2017/"
+
     def __init__(self, json_file: str, dataset_name: str | None) -> None:
         self.path = json_file
-        self.what = f"COCO annotations '{json_file}'" + (f" of dataset '{dataset_name}'" if dataset_name else "")
+        self.what = f"{self.kind} annotations '{json_file}'" + (f" of dataset '{dataset_name}'" if dataset_name else "")
         start = time.perf_counter()
         content = self._read()
         self.images = self._by_id(content, "images")
@@ -62,23 +65,25 @@ class _CocoFile:
             raise FileNotFoundError(
                 f"{self.what} do not exist (looked for at '{os.path.abspath(self.path)}'). "
                 "Check the json_file the dataset is registered with. "
-                "The built-in COCO datasets are expected below the folder that the environment variable "
+                f"The built-in {self.kind} datasets are expected below the folder that the environment variable "
                 f"DETECTRON2_DATASETS names (now {os.getenv('DETECTRON2_DATASETS', 'unset: ./datasets')}), as "
-                "coco/annotations/instances_*.json and coco/{train,val}2017/."
+                f"{self.builtin_places}."
             ) from error
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{self.what} are not a JSON file: {error}. Is the download complete?") from error
         if not isinstance(content, dict):
             raise ValueError(
-                f"{self.what} are not in COCO format: expected an object with 'images', 'annotations', 'categories', "
-                f"got a {type(content).__name__}. (A list may be detection results, which are not annotations.)"
+                f"{self.what} are not in {self.kind} format: expected an object with 'images', 'annotations', "
+                f"'categories', got a {type(content).__name__}. "
+                "(A list may be detection results, which are not annotations.)"
             )
         return content
 
     def _list(self, content: dict, key: str) -> list[dict]:
         if not isinstance(content.get(key), list):
             raise ValueError(
-                f"{self.what} are not in COCO format: there is no list '{key}', only {sorted(map(str, content))}."
+                f"{self.what} are not in {self.kind} format: there is no list '{key}', "
+                f"only {sorted(map(str, content))}."
             )
         return content[key]
 
@@ -87,7 +92,9 @@ class _CocoFile:
         try:
             by_id = {item["id"]: item for item in items}
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{self.what} are not in COCO format: '{key}' has an entry without 'id'.") from error
+            raise ValueError(
+                f"{self.what} are not in {self.kind} format: '{key}' has an entry without 'id'."
+            ) from error
         if len(by_id) < len(items):
             logger.warning(
                 "%s: %d of the %d entries of '%s' repeat an id; the last of each counts.",
