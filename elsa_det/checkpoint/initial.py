@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from ..modeling.backbone import HierarchicalBackbone
 from .backbone import convert_backbone, describe_backbone
+from .conversion import check_finite
+from .detector import convert_detector, describe_detector, is_detectron2, is_mmdetection
 from .published import PUBLISHED_WEIGHTS
 from .reading import CheckpointError, read_checkpoint, unwrap_state_dict
+from .segmentor import convert_segmentor, is_published_segmentor, is_segmentor
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ def check_initial_weights(path: str | None) -> None:
 
 
 def load_initial_weights(model: nn.Module, path: str, *, allow_mismatch: bool = False) -> LoadReport | None:
-    """Load a checkpoint into ``model``: a whole model's, or a published backbone's into the backbone.
+    """Load a checkpoint into ``model``: a whole model's, ours or published, or a backbone's into the backbone.
 
     Args:
         model: a model with at most one ELSA-Swin or Swin backbone.
@@ -90,18 +93,32 @@ def load_initial_weights(model: nn.Module, path: str, *, allow_mismatch: bool = 
     published = read_checkpoint(path)
     weights = unwrap_state_dict(published)
     own = model.state_dict()
-    if "patch_embed.proj.weight" not in weights and set(weights) & set(own):
-        report = _load_whole(model, weights, path, allow_mismatch)
+    if is_mmdetection(weights) and is_detectron2(own):
+        conversion = convert_detector(published)
+        report = LoadReport(path, f"{conversion.kind}, published", left_over=conversion.left_over)
+        _load_whole(model, conversion.state_dict, report, allow_mismatch)
+    elif is_published_segmentor(weights) and is_segmentor(own):
+        conversion = convert_segmentor(published)
+        report = LoadReport(path, f"{conversion.kind}, published", left_over=conversion.left_over)
+        _load_whole(model, conversion.state_dict, report, allow_mismatch)
+    elif set(weights) & set(own) and not _is_backbone_alone(weights):
+        check_finite(weights)
+        report = LoadReport(path, "checkpoint of a whole model")
+        _load_whole(model, weights, report, allow_mismatch)
     else:
         report = _load_backbone(model, weights, path)
     logger.info("Weights: %s", report)
     return report
 
 
-def _load_whole(model: nn.Module, weights: dict[str, Tensor], path: str, allow_mismatch: bool) -> LoadReport:
+def _is_backbone_alone(weights: dict[str, Tensor]) -> bool:
+    return "patch_embed.proj.weight" in weights or all(key.startswith("backbone.bottom_up.") for key in weights)
+
+
+def _load_whole(model: nn.Module, weights: dict[str, Tensor], report: LoadReport, allow_mismatch: bool) -> None:
     own = model.state_dict()
-    report = LoadReport(path, "checkpoint of a whole model")
-    report.left_over = {key: "no such name in the model" for key in weights if key not in own}
+    unexpected = {key: "no such name in the model" for key in weights if key not in own}
+    report.left_over = {**report.left_over, **unexpected}
     report.initialised = {key: "not in the file" for key in own if key not in weights}
     for key in own.keys() & weights.keys():
         if own[key].shape == weights[key].shape:
@@ -110,15 +127,21 @@ def _load_whole(model: nn.Module, weights: dict[str, Tensor], path: str, allow_m
             report.mismatched[key] = (
                 f"shape {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the model"
             )
-    if report.left_over or report.initialised or (report.mismatched and not allow_mismatch):
+    if unexpected or report.initialised or (report.mismatched and not allow_mismatch):
         remedy = "Use the config that the checkpoint was trained with"
-        if report.mismatched and not (report.left_over or report.initialised):
+        if report.mismatched and not (unexpected or report.initialised):
             remedy += (
                 ", or train.init_allow_mismatch=True to start those parameters afresh (fine-tuning to other classes)"
             )
-        raise CheckpointError(f"the checkpoint does not fit the model. {remedy}.\n{report}")
+        raise CheckpointError(f"the checkpoint does not fit the model{_both(weights, own)}. {remedy}.\n{report}")
     model.load_state_dict({key: weights[key] for key in report.matched}, strict=False)
-    return report
+
+
+def _both(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """What the file and the model are, where both are two-stage detectors."""
+    if not (is_detectron2(weights) and is_detectron2(own)):
+        return ""
+    return f": the file holds {describe_detector(weights)}, the config has {describe_detector(own)}"
 
 
 def _load_backbone(model: nn.Module, weights: dict[str, Tensor], path: str) -> LoadReport:

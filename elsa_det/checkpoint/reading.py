@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .pickles import read_arrays
 
 #: wrappers under which published files keep their weights, the preferred first
 _WRAPPERS = ("state_dict_ema", "state_dict", "model_ema", "model")
@@ -33,18 +34,25 @@ class _Inert:
         pass
 
 
+def _no_attribute(holder: Any, name: str) -> None:
+    """Stands in for ``getattr``, which files of mmengine use to name methods of :class:`_Inert` classes."""
+
+
 def _harmless_globals() -> list[Any]:
     """What published files hold beside tensors: arguments of timm's trainer, numbers, logs of mmengine."""
     core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
     dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "f2", "i4", "i8", "u1", "b1")]
-    named: list[Any] = [(_Inert, "mmengine.logging.history_buffer.HistoryBuffer")]
+    named: list[Any] = [
+        (_Inert, "mmengine.logging.history_buffer.HistoryBuffer"),
+        (_no_attribute, "builtins.getattr"),
+    ]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         named += [(core._reconstruct, f"{module}._reconstruct"), (core.scalar, f"{module}.scalar")]
     return [argparse.Namespace, np.ndarray, np.dtype, *dtypes, *named]
 
 
 def read_checkpoint(path: str | Path, *, allow_code: bool = False) -> Any:
-    """Read a ``.pth``/``.pt`` or ``.safetensors`` file to the CPU.
+    """Read a ``.pth``/``.pt``, ``.safetensors`` or (Detectron2's model zoo) ``.pkl`` file to the CPU.
 
     Only tensors, plain containers and a few named harmless classes are read; anything else in a file is refused.
 
@@ -70,6 +78,8 @@ def read_checkpoint(path: str | Path, *, allow_code: bool = False) -> Any:
                 f"{path} is not a readable safetensors file ({error}): download or copy it again"
             ) from error
     try:
+        if path.suffix == ".pkl":
+            return read_arrays(path, allow_code=allow_code)
         if allow_code:
             return torch.load(path, map_location="cpu", weights_only=False)
         with torch.serialization.safe_globals(_harmless_globals()):
@@ -82,7 +92,7 @@ def read_checkpoint(path: str | Path, *, allow_code: bool = False) -> Any:
             f"{path} holds an object of {refused.group(1)}, and reading that could run code from the file. "
             "If you trust its source, read it with allow_code=True and save its weights alone."
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, AttributeError, TypeError) as error:
         size = path.stat().st_size
         raise CheckpointError(
             f"{path} ({size:,} bytes) is truncated or not a PyTorch checkpoint ({_first_line(error)}): "
@@ -97,7 +107,8 @@ def _first_line(error: Exception) -> str:
 def unwrap_state_dict(published: Any) -> dict[str, Tensor]:
     """The weights inside a published file: out of its wrapper, without ``module.`` prefixes.
 
-    Where a file holds both the weights and their moving average (``state_dict_ema``), the average is taken.
+    Where a file holds both the weights and their moving average, the average is taken: timm's ``state_dict_ema``, and
+    mmengine's ``state_dict``, which is the average where an ``ema_state_dict`` (then the raw weights) stands beside it.
 
     Raises:
         CheckpointError: no mapping of names to tensors is found.
