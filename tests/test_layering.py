@@ -15,7 +15,8 @@ LOWER = {
     "modeling": {"ops", "layers", "d2"},
     "data": {"ops", "layers", "modeling", "d2"},
     "evaluation": {"ops", "layers", "modeling", "data", "d2"},
-    "benchmark": {"ops", "layers", "modeling"},
+    "benchmark": {"ops", "layers", "modeling", "checkpoint", "config", "d2"},
+    "analysis": {"ops", "layers", "modeling", "config", "d2"},
     "checkpoint": {"ops", "layers", "modeling", "d2"},
     "engine": {"ops", "layers", "modeling", "data", "evaluation", "checkpoint", "config", "d2"},
 }

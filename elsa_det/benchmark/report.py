@@ -51,18 +51,22 @@ def machine(device: str, settings: Settings, compiled: bool | None, load: float)
 
 def machine_line(described: dict[str, Any]) -> str:
     """The machine in one line."""
+    how = f"median of {described['repeats']}, worst of {described['processes']} processes"
+    return " · ".join([*hardware(described), how])
+
+
+def hardware(described: dict[str, Any]) -> list[str]:
+    """What :func:`machine` found of processor, threads, torch and operator."""
     units = f" + {', '.join(described['bf16_units'])}" if described["bf16_units"] else ""
     family = f" ({described['cpu_family_model']})" if described["cpu_family_model"] else ""
-    parts = [
+    return [
         *([f"{described['gpu']}, CUDA {described['cuda']}"] if "gpu" in described else []),
         f"{described['cpu']}{family}",
         f"ISA {described['isa']}{units}",
         f"{described['threads']} of {described['cpus']} threads",
         f"torch {described['torch']}",
         f"operator: {described['operator']}",
-        f"median of {described['repeats']}, worst of {described['processes']} processes",
     ]
-    return " · ".join(parts)
 
 
 def busy_warning(load: float) -> str:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -138,29 +139,55 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
+class ChildFailed(Exception):
+    """A child process ended without an answer; the message says why."""
+
+
 def run_in_child(job: Job, mode: str) -> Answer:
     """Do a job in a fresh process under a malloc mode; where that dies, all its peers have the reason."""
+    root = Path(__file__).parents[2]
+    try:
+        return Answer.from_dict(ask_child("worker", job.to_dict(), job.threads, MALLOC[mode], cwd=root))
+    except ChildFailed as failure:
+        return Answer(reasons=dict.fromkeys(job.plan, str(failure)))
+
+
+def ask_child(
+    worker: str, job: dict[str, Any], threads: int, malloc: Mapping[str, str], cwd: str | Path | None = None
+) -> dict[str, Any]:
+    """Run a module of this package in a fresh process.
+
+    Args:
+        worker: the module; it reads the job as JSON from standard input and writes the answer as the last line.
+        job: what it gets.
+        threads: of OpenMP.
+        malloc: settings of malloc in its environment; it has no others.
+        cwd: the folder that it runs in.
+
+    Raises:
+        ChildFailed: it ended with an error or by a signal.
+    """
     root = Path(__file__).parents[2]  # of this package, which need not be the installed one
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-    environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": str(job.threads), **MALLOC[mode]}
+    environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), **malloc}
     child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", f"{__package__}.worker"],
-        input=json.dumps(job.to_dict()),
+        [sys.executable, "-W", "ignore", "-m", f"{__package__}.{worker}"],
+        input=json.dumps(job),
         capture_output=True,
         text=True,
         env=environment,
-        cwd=root,
+        cwd=cwd,
     )
     if child.returncode == 0:
-        return Answer.from_dict(json.loads(child.stdout.splitlines()[-1]))
+        return json.loads(child.stdout.splitlines()[-1])
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
-        reason = f"the process was ended by {name}" + (", probably out of memory" if name == "SIGKILL" else "")
-    else:
-        lines = [line for line in child.stderr.splitlines() if line.strip()]
-        reason = lines[-1][:200] if lines else f"the process ended with {child.returncode}"
-    return Answer(reasons=dict.fromkeys(job.plan, reason))
+        raise ChildFailed(
+            f"the process was ended by {name}" + (", probably out of memory" if name == "SIGKILL" else "")
+        )
+    lines = [line for line in child.stderr.splitlines() if line.strip()]
+    raise ChildFailed(lines[-1][:200] if lines else f"the process ended with {child.returncode}")
 
 
 def available_bytes(device: str) -> float:
