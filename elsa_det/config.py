@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from . import __version__
 from .d2 import PROVIDER_VERSION, LazyConfig
 from .errors import UserError
+from .overrides import apply_overrides
 
 
 def config_root() -> Path:
@@ -50,11 +51,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        UserError: CUDA is asked for and not there.
+        UserError: an override does not fit the config, or CUDA is asked for and not there.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config file {path} does not exist (looked for {Path(path).absolute()})")
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(path)), list(overrides))
+    cfg = apply_overrides(LazyConfig.load(str(path)), overrides)
     if "train" in cfg:
         settle_device(cfg.train)
     return cfg
