@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..d2 import BoxMode, Instances, Visualizer
+from ..d2 import BoxMode, Instances, PolygonMasks, Visualizer
 from .predictor import as_bgr, class_names
 
 # Okabe and Ito's palette: told apart with any kind of colour vision.
@@ -68,6 +68,36 @@ def draw_ground_truth(
         labels=_names(classes, metadata),
         boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
         masks=[_decode(a["segmentation"], *image.shape[:2]) for a in annotations] if with_masks else None,
+        scale=scale,
+    )
+
+
+def draw_training_sample(
+    sample: dict[str, Any], metadata: Any, *, image_format: str = "RGB", scale: int | None = None
+) -> np.ndarray:
+    """Draw what a training mapper made of an image, augmentation included; otherwise as :func:`draw_predictions`.
+
+    Args:
+        sample: of a ``DatasetMapper``: ``"image"`` (3, H, W) uint8 in the order ``image_format``, ``"instances"``.
+    """
+    image = sample["image"].permute(1, 2, 0).numpy()
+    image = np.ascontiguousarray(image[:, :, ::-1] if image_format == "RGB" else image)
+    instances = sample["instances"]
+    classes = instances.gt_classes.tolist()
+    masks = None
+    if instances.has("gt_masks"):
+        found = instances.gt_masks
+        if isinstance(found, PolygonMasks):
+            masks = [_decode([p.tolist() for p in polygons], *image.shape[:2]) for polygons in found.polygons]
+        else:
+            masks = list(found.tensor.numpy())
+    return _draw(
+        image,
+        metadata,
+        classes,
+        labels=_names(classes, metadata),
+        boxes=instances.gt_boxes.tensor.numpy(),
+        masks=masks,
         scale=scale,
     )
 
