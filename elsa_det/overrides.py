@@ -131,7 +131,8 @@ def _check_type(key: str, old: Any, new: Any) -> None:
     elif isinstance(old, str):
         fits = isinstance(new, (*_SCALARS, list))  # one name, or several
     elif OmegaConf.is_list(old) or isinstance(old, (list, tuple)):
-        fits = isinstance(new, list)
+        # A list of names may also be given as one, or as the file that has them.
+        fits = isinstance(new, list) or (isinstance(new, str) and all(isinstance(value, str) for value in old))
     elif OmegaConf.is_dict(old):
         fits = isinstance(new, dict)
     else:

@@ -26,6 +26,7 @@ def test_values_are_set(cfg):
             "model.proposal_generator.anchor_generator.sizes.0=[16]",
             "train.amp.enabled=false",
             "train.clip_grad_norm=0.1",
+            "model.backbone.in_features=p0",
         ],
     )
     assert cfg.train.max_iter == 10

@@ -11,10 +11,30 @@ train = dict(
     device="auto",
     amp=dict(enabled=True),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
-    # Largest norm of all gradients together; None does not clip.
+    # Largest norm of all gradients together, which is recorded as grad_norm; None does not clip.
     clip_grad_norm=None,
+    # Passes in an optimizer step, among which the loader's total_batch_size is divided: the recipe stays what it is,
+    # and takes less memory. Iterations are optimizer steps.
+    accumulate=1,
+    # A moving average of the weights, kept in checkpoints and written to model_final_ema.pth. evaluate: "both", "ema"
+    # or "raw"; results of the average end in _EMA. With warmup the decay rises as 1 - iteration^(-2/3) to its value.
+    ema=dict(enabled=False, decay=0.9998, warmup=True, evaluate="both"),
     checkpointer=dict(period=5000, max_to_keep=10),
     eval_period=5000,
+    # model_best.pth: the weights with the best (mode "max" or "min") value of a metric, such as "bbox/AP"; None: none.
+    best=dict(metric=None, mode="max"),
+    # End once a metric has not improved by more than min_delta in so many evaluations; None goes on to max_iter.
+    early_stopping=dict(metric=None, mode="max", patience=5, min_delta=0.0),
+    # Evaluate detectors a second time in several sizes (short sides in pixels) and mirrored; results end in _TTA.
+    tta=dict(
+        enabled=False,
+        min_sizes=[400, 500, 600, 700, 800, 900, 1000, 1100, 1200],
+        max_size=4000,
+        flip=True,
+    ),
+    # Segmentors: how images are run in evaluation, each way with results of its own. "whole"; "slide": in windows;
+    # "ms": in several sizes and mirrored; "ms_slide": both. dataset.inference has the sizes.
+    semantic_modes=["whole"],
     log_period=20,
     seed=-1,
     cudnn_benchmark=False,

@@ -2,5 +2,25 @@
 
 from .augmentation import OneOf, RandomTranspose
 from .coco import registered_coco
+from .copy_paste import build_copy_paste_train_loader
+from .lvis import registered_lvis
+from .semantic import (
+    PadToSize,
+    PhotometricDistortion,
+    RandomResizeInto,
+    SemanticMapper,
+    registered_semantic,
+)
 
-__all__ = ["OneOf", "RandomTranspose", "registered_coco"]
+__all__ = [
+    "OneOf",
+    "PadToSize",
+    "PhotometricDistortion",
+    "RandomResizeInto",
+    "RandomTranspose",
+    "SemanticMapper",
+    "build_copy_paste_train_loader",
+    "registered_coco",
+    "registered_lvis",
+    "registered_semantic",
+]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..d2 import DatasetCatalog, MetadataCatalog, register_coco_instances
 from ..errors import UserError
@@ -21,6 +23,16 @@ def registered_coco(name: str | None, json_file: str | None = None, image_root: 
             was registered with another image folder.
         FileNotFoundError: the json or the folder does not exist.
     """
+    return registered(name, json_file, image_root, register_coco_instances)
+
+
+def registered(
+    name: str | None,
+    json_file: str | None,
+    image_root: str | None,
+    register: Callable[[str, dict[str, Any], str, str], Any],
+) -> str:
+    """:func:`registered_coco` for another format: ``register(name, metadata, json_file, image_root)`` does it."""
     if (json_file is None) != (image_root is None):
         raise UserError(f"own data needs both: got json_file={json_file!r}, image_root={image_root!r}")
     if json_file is None or image_root is None:
@@ -40,11 +52,11 @@ def registered_coco(name: str | None, json_file: str | None = None, image_root: 
         )
     if not Path(image_root).is_dir():
         raise FileNotFoundError(f"image_root={image_root} is not a folder (looked for {Path(image_root).absolute()})")
-    registered = str(json_file)
-    if registered in DatasetCatalog.list():
-        known_root = MetadataCatalog.get(registered).image_root
+    own_name = str(json_file)
+    if own_name in DatasetCatalog.list():
+        known_root = MetadataCatalog.get(own_name).image_root
         if known_root != image_root:
             raise UserError(f"{json_file} is already registered with image_root={known_root}, not {image_root}")
     else:
-        register_coco_instances(registered, {}, str(json_file), str(image_root))
-    return registered
+        register(own_name, {}, str(json_file), str(image_root))
+    return own_name

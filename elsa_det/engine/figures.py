@@ -57,7 +57,7 @@ def comparison_figure(
 
     pairs_per_row = 1 if count == 1 else 2
     rows = math.ceil(count / pairs_per_row)
-    figure = _new_figure(7.2 * pairs_per_row, 3.75 * rows + 0.45)
+    figure = new_figure(7.2 * pairs_per_row, 3.75 * rows + 0.45)
     figure.suptitle(f"Ground truth, and predictions that score {threshold:.0%} or more", fontsize=14, color=_INK)
     # Columns: two panels, a gap, two panels.
     widths = [1.0, 1.0, 0.06, 1.0, 1.0][: 2 if pairs_per_row == 1 else 5]
@@ -137,7 +137,7 @@ def training_figure(metrics: dict[str, tuple[np.ndarray, np.ndarray]], title: st
     if not losses and not scores:
         raise ValueError(f"There are neither losses nor evaluations among the metrics: {sorted(metrics)}.")
 
-    figure = _new_figure(12.0, 5.2)
+    figure = new_figure(12.0, 5.2)
     if title:
         figure.suptitle(title, fontsize=13, color=_INK)
     grid = figure.add_gridspec(2, 2, height_ratios=[4, 1])
@@ -169,7 +169,8 @@ _SCORE_STYLES = {"AP": ("-", 2.4), "mIoU": ("-", 2.4), "AP50": ("--", 1.3), "AP7
 _MARKERS = "os^Dv"
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, which no window belongs to."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

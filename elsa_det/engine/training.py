@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import nn
@@ -15,10 +18,8 @@ from torch import nn
 from ..checkpoint import CheckpointError, check_initial_weights, load_initial_weights
 from ..config import check_complete, describe_device, load_config, stamp_config
 from ..d2 import (
-    AMPTrainer,
     DetectionCheckpointer,
     MetadataCatalog,
-    SimpleTrainer,
     comm,
     create_ddp_model,
     default_setup,
@@ -31,8 +32,24 @@ from ..d2 import (
     setup_logger,
 )
 from ..errors import UserError
+from ..evaluation import WHOLE, evaluate_modes, evaluate_with_tta, semantic_modes, with_tta
+from .accumulation import make_trainer, micro_batch_loader
+from .datasets import dataset_names
+from .ema import EMA_KEY, EMA_LABEL, ModelEMA, WeightsWriter
+from .gradients import ClipGradients
+from .keep_best import CheckpointAfterEvaluation, EarlyStopping, KeepBest, TrainingStopped, require_metrics
+from .semantic_figures import save_confusion_figure
+from .switches import Switches, check_layer_decay, read_switches
 
 logger = logging.getLogger(__name__)
+
+# Where models have their number of classes, and datasets the names of these classes. One-stage detectors have it at
+# the top.
+_CLASS_COUNTS = {
+    "decode_head.num_classes": "stuff_classes",
+    "roi_heads.num_classes": "thing_classes",
+    "num_classes": "thing_classes",
+}
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -43,6 +60,8 @@ def main(args: argparse.Namespace) -> Any:
     """
     cfg = load_config(args.config_file, args.opts)
     check_complete(cfg)
+    if not args.eval_only:
+        read_switches(cfg)  # those that contradict one another are said before the work
     resuming = args.resume and not args.eval_only and _has_checkpoint(cfg)
     check_datasets(cfg, ["test"] if args.eval_only else ["train", "test"])
     if not resuming:
@@ -60,15 +79,45 @@ def _has_checkpoint(cfg: Any) -> bool:
     return DetectionCheckpointer(nn.Module(), cfg.train.output_dir).has_checkpoint()
 
 
-def evaluate(cfg: Any, model: nn.Module) -> Any:
-    """Run the config's evaluator over its test set; None where the config has none."""
+def evaluate(cfg: Any, model: nn.Module, *, label: str = "") -> Any:
+    """Run the config's evaluator over its test set; None where the config has none.
+
+    With ``train.tta`` on it runs a second time, and the results have both: ``bbox``, ``segm``, ``bbox_TTA``,
+    ``segm_TTA``. Segmentors run once for each of ``train.semantic_modes``: ``sem_seg``, ``sem_seg_slide``,
+    ``sem_seg_ms``.
+    A ``label`` is put behind each of these names, and the evaluator's files go to a folder of that name in its own.
+    """
     if "evaluator" not in cfg.dataloader:
         return None
     loader = instantiate(cfg.dataloader.test)
-    check_class_count(cfg, cfg.dataloader.test)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    check_class_count(cfg, "test")
+    with _files_apart(cfg, label):
+        results = {}
+        if WHOLE in semantic_modes(cfg, model):
+            evaluator = instantiate(cfg.dataloader.evaluator)
+            results = inference_on_dataset(model, loader, evaluator)
+            save_confusion_figure(evaluator)
+        results = {**results, **evaluate_with_tta(cfg, model)}
+        results |= evaluate_modes(cfg, model, evaluated=save_confusion_figure)
+    results = {f"{task}{label}": scores for task, scores in results.items()}
     print_csv_format(results)
     return results
+
+
+@contextlib.contextmanager
+def _files_apart(cfg: Any, label: str) -> Iterator[None]:
+    """Within it, evaluators write to a folder ``inference<label>`` in their own; without a label, to their own."""
+    evaluators = cfg.dataloader.evaluator
+    evaluators = evaluators if OmegaConf.is_list(evaluators) else [evaluators]
+    written = {i: e.output_dir for i, e in enumerate(evaluators) if label and e.get("output_dir") is not None}
+    before = {i: evaluators[i]._get_node("output_dir")._value() for i in written}  # an interpolation stays one
+    for i, folder in written.items():
+        evaluators[i].output_dir = os.path.join(folder, f"inference{label}")
+    try:
+        yield
+    finally:
+        for i, folder in before.items():
+            evaluators[i].output_dir = folder
 
 
 def evaluate_only(cfg: Any) -> Any:
@@ -78,6 +127,8 @@ def evaluate_only(cfg: Any) -> Any:
         CheckpointError: the file does not hold weights for every part of the model.
     """
     model = instantiate(cfg.model)
+    with_tta(cfg, model)  # options that cannot be are said before the work
+    semantic_modes(cfg, model)
     report = load_initial_weights(model, cfg.train.init_checkpoint)
     if report is None or report.initialised:
         raise CheckpointError(
@@ -89,50 +140,118 @@ def evaluate_only(cfg: Any) -> Any:
 
 
 def train(cfg: Any, *, resume: bool = False) -> Any:
-    """Train from ``train.init_checkpoint``, or with ``resume`` from the last checkpoint of the output folder."""
+    """Train from ``train.init_checkpoint``, or with ``resume`` from the last checkpoint of the output folder.
+
+    Returns:
+        The results of the last evaluation; empty on all but the main process, None without an evaluator.
+    """
+    switches = read_switches(cfg)
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
+    with_tta(cfg, model)  # options that cannot be are said before the work
+    semantic_modes(cfg, model)
+    check_layer_decay(cfg, model)
     if not resume:
         load_initial_weights(model, cfg.train.init_checkpoint, allow_mismatch=cfg.train.init_allow_mismatch)
     model.to(cfg.train.device)
 
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    if cfg.train.clip_grad_norm is not None:
-        _clip_before_step(optimizer, cfg.train.clip_grad_norm)
+    loader = instantiate(micro_batch_loader(cfg.dataloader.train, switches.accumulate))
+    check_class_count(cfg, "train")
+    for line in switches.describe():
+        logger.info("Switched on: %s", line)
 
-    loader = instantiate(cfg.dataloader.train)
-    check_class_count(cfg, cfg.dataloader.train)
-    model = create_ddp_model(model, **cfg.train.ddp)
-    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    output_dir, eval_period = cfg.train.output_dir, cfg.train.eval_period
+    parallel = create_ddp_model(model, **cfg.train.ddp)
+    trainer = make_trainer(parallel, loader, optimizer, amp=cfg.train.amp.enabled, accumulate=switches.accumulate)
+    ema = None
+    if switches.ema.enabled:  # made once all processes have the same weights
+        ema = ModelEMA(model, switches.ema.decay, warmup=switches.ema.warmup, output_dir=output_dir)
+    averaged = {} if ema is None else {EMA_KEY: ema.checkpointable}
+    checkpointer = DetectionCheckpointer(parallel, output_dir, trainer=trainer, **averaged)
+    evaluation = _Evaluation(cfg, parallel, ema, switches)
+
+    def write_final() -> None:
+        checkpointer.save("model_final", iteration=trainer.iter)
+        if ema is not None:
+            ema.write_final()
+
+    best, stop = switches.best, switches.early_stopping
+    stopping = None
+    if stop.metric is not None:
+        stopping = EarlyStopping(eval_period, stop.metric, stop.mode, stop.patience, stop.min_delta, write_final)
+    main = comm.is_main_process()
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
+            None if switches.clip_grad_norm is None else ClipGradients(optimizer, switches.clip_grad_norm),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if comm.is_main_process() else None,
-            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
-            hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period)
-            if comm.is_main_process()
+            ema,
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
+            hooks.EvalHook(eval_period, evaluation),
+            *([] if best.metric is None or not main else [_keep_best(cfg, best.metric, best.mode, model, ema)]),
+            stopping,
+            CheckpointAfterEvaluation(checkpointer, eval_period) if main and switches.metrics else None,
+            hooks.PeriodicWriter(default_writers(output_dir, cfg.train.max_iter), period=cfg.train.log_period)
+            if main
             else None,
         ]
     )
     start_iter = 0
     if resume:
-        checkpointer.resume_or_load("", resume=True)
+        left_over = checkpointer.resume_or_load("", resume=True)
         start_iter = trainer.iter + 1
-    trainer.train(start_iter, cfg.train.max_iter)
-    return getattr(trainer, "_last_eval_results", None)
+        if ema is not None:
+            ema.settle_after_resume(checkpointer.get_checkpoint_file())
+        elif EMA_KEY in left_over:
+            logger.warning("The checkpoint holds a moving average (%s), and train.ema is off: it is dropped", EMA_KEY)
+    if stopping is not None and comm.all_gather(stopping.exhausted)[0]:
+        logger.warning(
+            "Not going on, because the run had stopped early: %s. Raise train.early_stopping.patience to go on.",
+            stopping.describe(),
+        )
+        return evaluation()
+    with contextlib.suppress(TrainingStopped):
+        trainer.train(start_iter, cfg.train.max_iter)
+    return evaluation.results
 
 
-def _clip_before_step(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-    """Clip the norm of all gradients together; with a gradient scaler this runs after its unscaling."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+class _Evaluation:
+    """The evaluations of a training: of the weights, of their moving average, or of both."""
 
-    def clip(*_: Any) -> None:
-        nn.utils.clip_grad_norm_(parameters, max_norm)
+    def __init__(self, cfg: Any, model: nn.Module, ema: ModelEMA | None, switches: Switches) -> None:
+        self._cfg, self._model, self._ema, self._switches = cfg, model, ema, switches
+        self.results: Any = None  # of the last time
 
-    optimizer.register_step_pre_hook(clip)
+    def __call__(self) -> Any:
+        which = "raw" if self._ema is None else self._switches.ema.evaluate
+        results: dict[str, Any] = {}
+        if which != "ema":
+            results.update(evaluate(self._cfg, self._model) or {})
+        if self._ema is not None and which != "raw":
+            logger.info("Evaluating the moving average of the weights")
+            with _random_numbers_kept():
+                results.update(evaluate(self._cfg, self._ema.model, label=EMA_LABEL) or {})
+        self.results = results if "evaluator" in self._cfg.dataloader else None
+        require_metrics(results, self._switches.metrics)
+        return self.results
+
+
+@contextlib.contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """What is done within it does not change the random numbers that come after it: training goes on as without."""
+    state = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):  # loaders draw from the CPU's generator
+        yield
+    np.random.set_state(state)
+
+
+def _keep_best(cfg: Any, metric: str, mode: str, model: nn.Module, ema: ModelEMA | None) -> KeepBest:
+    """Keeps ``model_best.pth``: the averaged weights if the metric is theirs."""
+    averaged = ema is not None and metric.split("/")[0].endswith(EMA_LABEL)
+    writer = WeightsWriter(ema.model if averaged and ema is not None else model, cfg.train.output_dir)
+    return KeepBest(cfg.train.eval_period, writer, metric, mode)
 
 
 def check_datasets(cfg: Any, loaders: Sequence[str]) -> None:
@@ -142,26 +261,24 @@ def check_datasets(cfg: Any, loaders: Sequence[str]) -> None:
         UserError, FileNotFoundError: see :func:`elsa_det.data.registered_coco`.
     """
     for loader in loaders:
-        names = OmegaConf.select(cfg, f"dataloader.{loader}.dataset.names")
-        if names is not None:
-            instantiate(names)
+        dataset_names(cfg, loader)
 
 
-def check_class_count(cfg: Any, loader: Any) -> None:
-    """Raise if the dataset of a loader config has another number of classes than the model.
+def check_class_count(cfg: Any, loader: str) -> None:
+    """Raise if a dataset of ``dataloader.train`` or ``.test`` has another number of classes than the model.
 
     Raises:
         UserError: naming both numbers.
     """
-    names = instantiate(loader.dataset.names)
-    roi_heads = cfg.model.get("roi_heads")
-    if roi_heads is None or "num_classes" not in roi_heads:
+    keys = [key for key in _CLASS_COUNTS if OmegaConf.select(cfg.model, key) is not None]
+    if not keys:
         return
-    for name in [names] if isinstance(names, str) else names:
-        classes = MetadataCatalog.get(name).get("thing_classes")
-        if classes is not None and len(classes) != roi_heads.num_classes:
+    expected = OmegaConf.select(cfg.model, keys[0])
+    for name in dataset_names(cfg, loader):
+        classes = MetadataCatalog.get(name).get(_CLASS_COUNTS[keys[0]])
+        if classes is not None and len(classes) != expected:
             listed = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
             raise UserError(
-                f"dataset {name} has {len(classes)} classes ({listed}), the model {roi_heads.num_classes}: "
-                f"set model.roi_heads.num_classes={len(classes)}"
+                f"dataset {name} has {len(classes)} classes ({listed}), the model {expected}: "
+                f"set model.{keys[0]}={len(classes)}"
             )

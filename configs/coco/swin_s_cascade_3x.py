@@ -1,0 +1,10 @@
+"""Cascade Mask R-CNN, Swin-S, 36 epochs on COCO: the baseline. Paper: 51.8 box AP, 44.7 mask AP."""
+
+from ..common.schedules.coco import lr_multiplier_3x as lr_multiplier
+from ..common.schedules.coco import max_iter_3x
+from .swin_s_cascade_1x import dataloader, dataset, model, optimizer, train
+
+model.backbone.bottom_up.drop_path_rate = 0.75
+
+train.max_iter = max_iter_3x
+train.output_dir = "output/swin_s_cascade_3x"
