@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the figures of a run: predictions beside the ground truth, and the curves of losses and AP.
+"""Draw the figures of a run: predictions beside the ground truth, and the curves of losses and scores.
 
 quickstart_report.py --run output/quickstart
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from elsa_det.engine.figures import comparison_figure, read_metrics, save_figure, training_figure
 from elsa_det.engine.predictor import Predictor
+from elsa_det.engine.semantic_figures import semantic_comparison_figure
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -40,9 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         if predictor.dataset_name is None:
             raise ValueError("The config's test dataset is not there: nothing to compare the predictions with.")
-        figure = comparison_figure(
-            predictor.dataset_name, predictor, count=args.images, threshold=args.confidence_threshold
-        )
+        if predictor.metadata.get("evaluator_type") == "sem_seg":
+            figure = semantic_comparison_figure(predictor.dataset_name, predictor, count=args.images)
+        else:
+            figure = comparison_figure(
+                predictor.dataset_name, predictor, count=args.images, threshold=args.confidence_threshold
+            )
         save_figure(figure, output / "predictions.png")
         print(output / "predictions.png")
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from ..checkpoint import FROM_SCRATCH, CheckpointError, load_initial_weights
 from ..config import load_config, settle_device
 from ..d2 import DetectionCheckpointer, LazyConfig, MetadataCatalog, PathManager, inference_context, instantiate
 from ..d2 import transforms as T
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +32,37 @@ class Predictor:
     """Detectron2's ``DefaultPredictor`` for LazyConfig models.
 
     The test-time transforms and the channel order come from ``dataloader.test.mapper``, the class names from the
-    metadata of ``dataloader.test.dataset.names``.
+    metadata of ``dataloader.test.dataset.names``. Images are (H, W, 3) uint8 in BGR order, as OpenCV reads them, or PIL
+    images; boxes and masks of the answers are in pixels of the image as it was given.
 
-    ::
+    One image::
 
-        predictor = Predictor("output/config.yaml", "output/model_final.pth")
-        instances = predictor(cv2.imread("street.jpg"))["instances"]
+        from elsa_det.engine import Predictor
+
+        predictor = Predictor("output/config.yaml", "output/model_final.pth", device="cuda")
+        instances = predictor(cv2.imread("street.jpg"))["instances"].to("cpu")
+        for box, score, index in zip(instances.pred_boxes, instances.scores, instances.pred_classes):
+            print(predictor.class_names[index], f"{score:.2f}", box.tolist())  # x0, y0, x1, y1
+
+    A list of images, through the model together where they are of one size, with the answers in their order::
+
+        answers = predictor.predict_batch([PIL.Image.open(path) for path in paths])
+        masks = [answer["instances"].pred_masks for answer in answers]  # of each: (N, H, W) bool
+
+    A segmentor answers with ``"sem_seg_labels"`` (H, W) or ``"sem_seg"`` (C, H, W) in place of ``"instances"``.
+    ``elsa_det.engine.drawing.draw_predictions`` and ``elsa_det.engine.semantic_figures.draw_segmentor_answer`` draw.
+    Files, videos and JSON: :class:`elsa_det.engine.demo.Demo`.
+
+    A config that is changed on the way, a model that is built already::
+
+        Predictor("config.yaml", "model.pth", overrides=["model.roi_heads.box_predictor.test_score_thresh=0.3"])
+        Predictor(cfg, model=model)
+
+    Attributes:
+        cfg: The config as it was used.
+        model: The model.
+        image_format: "RGB" or "BGR", what the model is given.
+        dataset_name: Of the (first) test dataset, None where it is not known.
     """
 
     def __init__(
@@ -107,12 +133,24 @@ class Predictor:
         return self.predict_batch([image])[0]
 
     def predict_batch(self, images: Sequence[np.ndarray | Image.Image]) -> list[dict[str, Any]]:
-        """Predict on several images in one pass; otherwise as calling the predictor on each."""
-        if not images:
-            return []
+        """Predict on several images; otherwise as calling the predictor on each.
+
+        Those of one size, after resizing, go through the model together. Images of different sizes do not: they would
+        be padded to the largest, and a model that looks at the padding would give other answers than for each alone.
+
+        Returns:
+            The answers in the order of the images.
+        """
         inputs = [self._prepare(image) for image in images]
+        of_size: dict[tuple[int, ...], list[int]] = {}
+        for index, entry in enumerate(inputs):
+            of_size.setdefault(tuple(entry["image"].shape), []).append(index)
+        answers: list[dict[str, Any]] = [{}] * len(inputs)
         with inference_context(self.model), torch.no_grad():
-            return self.model(inputs)
+            for indices in of_size.values():
+                for index, answer in zip(indices, self.model([inputs[index] for index in indices])):
+                    answers[index] = answer
+        return answers
 
     def _prepare(self, image: np.ndarray | Image.Image) -> dict[str, Any]:
         pixels = as_bgr(image)
@@ -173,7 +211,7 @@ def _dataset_name(cfg: DictConfig) -> str | None:
     try:
         if isinstance(names, DictConfig):
             names = instantiate(names)
-    except (FileNotFoundError, KeyError) as error:
+    except (FileNotFoundError, KeyError, UserError) as error:
         reason = error.args[0] if isinstance(error, KeyError) else error  # str() of a KeyError adds quotes
         logger.warning("The names of the classes are not known: %s", reason)
         return None
@@ -221,7 +259,7 @@ def class_names(metadata: Any) -> list[str] | None:
 
     Datasets in COCO's format know them only once they are loaded; before that they are read from their json file.
     """
-    names = metadata.get("thing_classes")
+    names = metadata.get("thing_classes") or metadata.get("stuff_classes")
     if names is not None:
         return list(names)
     json_file = metadata.get("json_file")

@@ -156,7 +156,7 @@ class TestBuilding:
         ("override", "message"),
         [
             ("train.device", "key=value"),
-            ("train.device=[", "cannot be loaded"),
+            ("train.device=[", "not understood"),
             ("dataloader.test.mapper.image_format=YUV", "'YUV'"),
             ("dataloader.test.mapper=null", "dataloader.test.mapper"),
         ],

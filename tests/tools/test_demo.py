@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from stub_detector import write_stub
 
-from elsa_det.engine.demo import find_images
+from elsa_det.engine.demo_inputs import find_inputs
+from elsa_det.engine.demo_video import VideoFile
 
 TOOL = Path(__file__).parents[2] / "tools" / "demo.py"
 
@@ -98,14 +99,73 @@ def test_mistakes_give_one_message_and_no_traceback(demo, place, capsys, changed
     assert message in error
 
 
-def test_find_images(place):
+def test_find_inputs(place):
     Path("odd[1].jpg").write_bytes(b"")
+    Path("more/clip.MP4").write_bytes(b"")
     Path("empty").mkdir()
-    assert find_images(["odd[1].jpg", "more", "more/a.jpg"]) == (
-        [Path("odd[1].jpg"), Path("more/a.jpg"), Path("more/b.PNG"), Path("more/c.bmp")],
-        [],
+    found = find_inputs(["odd[1].jpg", "more", "more/a.jpg", "more/*.MP4"])
+    assert found.images == [Path("odd[1].jpg"), Path("more/a.jpg"), Path("more/b.PNG"), Path("more/c.bmp")]
+    assert found.videos == [Path("more/clip.MP4")]
+    assert found.problems == []
+    found = find_inputs(["empty", "a=b"])
+    assert (found.images, found.videos) == ([], [])
+    assert "empty has no images and no videos" in found.problems[0]
+    assert "key=value" in found.problems[1]
+
+
+class TestVideosAndCameras:
+    @pytest.fixture
+    def clip(self, place):
+        video = VideoFile("clip.mp4", 10, (320, 240))
+        for level in (50, 90, 130):
+            video.write(np.full((240, 320, 3), level, dtype=np.uint8))
+        video.close()
+
+    def test_everything_at_once(self, demo, clip, place, capsys):
+        extra = ["--json", "found.json", "--coco-json", "coco.json", "--crops", "crops", "--batch-size", "2"]
+        assert demo(arguments("a.jpg", "clip.mp4") + extra) == 0
+        told = capsys.readouterr()
+        assert told.out.splitlines() == [
+            "1 images and 3 frames written to out with 4 instances.",
+            "out/clip.mp4: 3 frames, 320×240, 10 frames/s, mp4v",
+            "crops: 4 instances cut out",
+            "found.json: 4 images",
+            "coco.json: 4 detections in 4 images",
+            "  category ids are class indices + 1, for no dataset tells them",
+            "  image ids are running numbers from 1, see coco_images.json",
+        ]
+        assert "3/3" in told.err  # the bar
+        assert sorted(p.name for p in Path("out").iterdir()) == ["a.jpg", "clip.mp4"]
+
+    def test_without_an_output_folder(self, demo, clip, capsys):
+        given = ["--config-file", "stub_config.py", "--checkpoint", "model.pth", "--input", "a.jpg"]
+        assert demo([*given, "--json", "found.json", "--classes", "cat", "--confidence-threshold", "0.1"]) == 0
+        assert "1 images with 1 instances." in capsys.readouterr().out
+        assert demo(given) == 1
+        assert "error: Nothing would be kept" in capsys.readouterr().err
+
+    def test_max_frames(self, demo, clip, capsys):
+        assert demo(arguments("clip.mp4") + ["--max-frames", "2"]) == 0
+        assert "2 frames written to out" in capsys.readouterr().out
+
+    def test_no_input(self, demo, place, capsys):
+        with pytest.raises(SystemExit):
+            demo(["--config-file", "stub_config.py", "--output", "out"])
+        assert "--webcam" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            (["--classes", "dgo"], "Did you mean 'dog'"),
+            (["--coco-json", "c.json", "--annotations", "absent.json"], "absent.json"),
+            (["--labels", "labels"], "finds instances"),
+            (["--webcam", "97"], "Camera 97 cannot be opened"),
+            (["--batch-size", "0"], "got 0"),
+            (["--input", "clip.mp4", "--max-frames", "0"], "max_frames=0"),
+        ],
     )
-    images, problems = find_images(["empty", "a=b"])
-    assert images == []
-    assert "empty has no images" in problems[0]
-    assert "key=value" in problems[1]
+    def test_mistakes(self, demo, clip, capsys, changed, message):
+        assert demo(arguments("a.jpg") + changed) == 1
+        error = capsys.readouterr().err
+        assert "error: " in error
+        assert message in error
