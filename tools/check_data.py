@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         sources = _sources(args)
         reports = [_check(json_file, images, args.look, console) for json_file, images in sources]
         for report in reports:
+            console.print(f"{report.json_file}\n{report.image_root}", soft_wrap=True, highlight=False)
             for table in coco_tables(report, shown=args.shown):
                 console.print(table)
         if args.contact_sheet:

@@ -42,7 +42,7 @@ def datasets_of(cfg: Any) -> list[tuple[str, str]]:
 
 def coco_tables(report: CocoReport, *, shown: int = 5) -> list[Table]:
     """What the data holds, the classes, and the faults with the first ``shown`` places of each kind."""
-    holds = Table(title=f"{report.json_file}\n{report.image_root}", show_header=False, title_justify="left")
+    holds = Table(show_header=False)
     holds.add_row("images", f"{report.images}")
     holds.add_row("images without objects", f"{report.without_objects} (left out of training)")
     holds.add_row("objects", f"{sum(report.instances.values())}")

@@ -43,7 +43,8 @@ def tiny(cfg):
     """The same structure at a size for tests."""
     backbone = cfg.model.backbone
     backbone.embed_dim, backbone.depths, backbone.num_heads = 12, [1, 1, 1, 1], [1, 2, 3, 4]
-    cfg.model.decode_head.channels = cfg.model.auxiliary_head.channels = 32
+    # Two channels in each of 32 groups: a group must have more than one value on the 1 x 1 map of the pooling.
+    cfg.model.decode_head.channels = cfg.model.auxiliary_head.channels = 64
     return cfg
 
 

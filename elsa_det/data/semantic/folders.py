@@ -154,8 +154,8 @@ def pair(images: dict[str, Path], labels: dict[str, Path], image_place: str, lab
     """
     if not images or not labels:
         raise UserError(
-            f"there are {len(images)} images ({', '.join(IMAGE_SUFFIXES)}) in {image_place} and {len(labels)} labels "
-            f"({', '.join(LABEL_SUFFIXES)}) in {label_place}: segmentation needs pairs of them"
+            f"there are {len(images)} images ({', '.join(IMAGE_SUFFIXES)}) in {image_place} and "
+            f"{len(labels)} label maps ({', '.join(LABEL_SUFFIXES)}) in {label_place}: segmentation needs pairs of them"
         )
     alone = [
         f"{len(missing)} {what} ({', '.join(missing[:_SHOWN])}{', …' if len(missing) > _SHOWN else ''})"
