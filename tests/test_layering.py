@@ -18,7 +18,7 @@ LOWER = {
     "benchmark": {"ops", "layers", "modeling", "checkpoint", "config", "d2"},
     "analysis": {"ops", "layers", "modeling", "config", "d2"},
     "checkpoint": {"ops", "layers", "modeling", "d2"},
-    "engine": {"ops", "layers", "modeling", "data", "evaluation", "checkpoint", "config", "d2"},
+    "engine": {"ops", "layers", "modeling", "data", "evaluation", "checkpoint", "analysis", "config", "d2"},
 }
 
 

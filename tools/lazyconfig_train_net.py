@@ -10,7 +10,13 @@ from elsa_det.engine.training import main
 from elsa_det.errors import UserError
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check config and data, build the model, try one batch and estimate the memory; write and train nothing",
+    )
+    args = parser.parse_args()
     try:
         launch(
             main,

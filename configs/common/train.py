@@ -21,6 +21,8 @@ train = dict(
     ema=dict(enabled=False, decay=0.9998, warmup=True, evaluate="both"),
     checkpointer=dict(period=5000, max_to_keep=10),
     eval_period=5000,
+    # Evaluate this many images, the first ones, for a look while training; None: all, which alone makes a result.
+    limit_eval_images=None,
     # model_best.pth: the weights with the best (mode "max" or "min") value of a metric, such as "bbox/AP"; None: none.
     best=dict(metric=None, mode="max"),
     # End once a metric has not improved by more than min_delta in so many evaluations; None goes on to max_iter.
@@ -35,6 +37,9 @@ train = dict(
     # Segmentors: how images are run in evaluation, each way with results of its own. "whole"; "slide": in windows;
     # "ms": in several sizes and mirrored; "ms_slide": both. dataset.inference has the sizes.
     semantic_modes=["whole"],
+    # How closely own data (given by json) is checked before training: "names" (the json, and whether its images are
+    # there), "headers" (their sizes too), "pixels" (every image is decoded) or "off".
+    check_data="names",
     log_period=20,
     seed=-1,
     cudnn_benchmark=False,

@@ -148,7 +148,7 @@ def class_count(cfg: Any) -> int:
     while nodes:
         node = nodes.popleft()
         if isinstance(node, dict):
-            count = node.get("num_classes")
+            count = instantiate(node.get("num_classes"))  # of own data, a call that reads them
             if isinstance(count, int):
                 return count
             nodes.extend(node.values())

@@ -4,6 +4,7 @@ from .augmentation import OneOf, RandomTranspose
 from .coco import registered_coco
 from .copy_paste import build_copy_paste_train_loader
 from .lvis import registered_lvis
+from .own_coco import count_classes, own_coco
 from .semantic import (
     PadToSize,
     PhotometricDistortion,
@@ -20,6 +21,8 @@ __all__ = [
     "RandomTranspose",
     "SemanticMapper",
     "build_copy_paste_train_loader",
+    "count_classes",
+    "own_coco",
     "registered_coco",
     "registered_lvis",
     "registered_semantic",

@@ -46,6 +46,11 @@ def registered(
                 "For own data set json_file and image_root beside the name."
             )
         return name
+    if not isinstance(json_file, (str, Path)) or not isinstance(image_root, (str, Path)):
+        raise UserError(
+            f"json_file={json_file} and image_root={image_root} must be one file and one folder here; several go "
+            "together with the configs of own_data"
+        )
     if not Path(json_file).is_file():
         raise FileNotFoundError(
             f"annotations json_file={json_file} does not exist (looked for {Path(json_file).absolute()})"

@@ -103,7 +103,7 @@ def check_coco(
     json_file, root = Path(json_file), Path(image_root)
     if not root.is_dir():
         raise FileNotFoundError(f"image_root={root} is not a folder (looked for {root.absolute()})")
-    content = _read(json_file)
+    content = read_coco(json_file)
     report = CocoReport(str(json_file), str(root))
     categories = _categories(content["categories"], report)
     images = _images(content["images"], report)
@@ -126,7 +126,12 @@ def check_coco(
     return report
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_coco(path: Path) -> dict[str, Any]:
+    """The content of a COCO-format json: an object with the lists images, categories and, mostly, annotations.
+
+    Raises:
+        FileNotFoundError, UserError: see :func:`check_coco`.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"annotations {path} do not exist (looked for {path.absolute()})")
     try:

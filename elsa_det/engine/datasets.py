@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -20,3 +21,13 @@ def dataset_names(cfg: Any, loader: str) -> list[str]:
         return []
     found = instantiate(names)
     return [found] if isinstance(found, str) else list(found)
+
+
+def check_datasets(cfg: Any, loaders: Sequence[str]) -> None:
+    """Raise if a dataset that the config names is not there; own data is registered on the way.
+
+    Raises:
+        UserError, FileNotFoundError: see :func:`elsa_det.data.registered_coco`.
+    """
+    for loader in loaders:
+        dataset_names(cfg, loader)

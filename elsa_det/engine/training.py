@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from ..checkpoint import CheckpointError, check_initial_weights, load_initial_we
 from ..config import check_complete, describe_device, load_config, stamp_config
 from ..d2 import (
     DetectionCheckpointer,
-    MetadataCatalog,
     comm,
     create_ddp_model,
     default_setup,
@@ -31,10 +30,12 @@ from ..d2 import (
     print_csv_format,
     setup_logger,
 )
-from ..errors import UserError
-from ..evaluation import WHOLE, evaluate_modes, evaluate_with_tta, semantic_modes, with_tta
+from ..evaluation import WHOLE, evaluate_modes, evaluate_with_tta, limit_evaluation, semantic_modes, with_tta
 from .accumulation import make_trainer, micro_batch_loader
-from .datasets import dataset_names
+from .class_counts import check_class_count, settle_class_count
+from .data_checks import check_own_data
+from .datasets import check_datasets
+from .dry_run import dry_run
 from .ema import EMA_KEY, EMA_LABEL, ModelEMA, WeightsWriter
 from .gradients import ClipGradients
 from .keep_best import CheckpointAfterEvaluation, EarlyStopping, KeepBest, TrainingStopped, require_metrics
@@ -43,36 +44,37 @@ from .switches import Switches, check_layer_decay, read_switches
 
 logger = logging.getLogger(__name__)
 
-# Where models have their number of classes, and datasets the names of these classes. One-stage detectors have it at
-# the top.
-_CLASS_COUNTS = {
-    "decode_head.num_classes": "stuff_classes",
-    "roi_heads.num_classes": "thing_classes",
-    "num_classes": "thing_classes",
-}
-
 
 def main(args: argparse.Namespace) -> Any:
     """Train, or evaluate with ``--eval-only``, what ``args.config_file`` with ``args.opts`` describes.
 
+    With ``--dry-run`` it does neither, and tries what a training would do first: see :func:`~.dry_run.dry_run`.
+
     Returns:
         The results of the (last) evaluation, ``{"bbox": {"AP": …}, "segm": …}``, or None without an evaluator.
     """
+    if getattr(args, "dry_run", False):
+        return dry_run(args)
     cfg = load_config(args.config_file, args.opts)
     check_complete(cfg)
     if not args.eval_only:
         read_switches(cfg)  # those that contradict one another are said before the work
     resuming = args.resume and not args.eval_only and _has_checkpoint(cfg)
     check_datasets(cfg, ["test"] if args.eval_only else ["train", "test"])
+    settle_class_count(cfg)
     if not resuming:
         check_initial_weights(cfg.train.init_checkpoint)
+    limited = limit_evaluation(cfg)
+    checked = [] if args.eval_only else check_own_data(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="elsa_det")
     if comm.is_main_process():
         stamp_config(Path(cfg.train.output_dir) / "config.yaml")
     logger.info("Running on %s", describe_provider())
     logger.info(describe_device(cfg.train))
-    return evaluate_only(cfg) if args.eval_only else train(cfg, resume=resuming)
+    for line in checked:
+        logger.info("Data: %s", line)
+    return evaluate_only(limited) if args.eval_only else train(limited, resume=resuming)
 
 
 def _has_checkpoint(cfg: Any) -> bool:
@@ -252,33 +254,3 @@ def _keep_best(cfg: Any, metric: str, mode: str, model: nn.Module, ema: ModelEMA
     averaged = ema is not None and metric.split("/")[0].endswith(EMA_LABEL)
     writer = WeightsWriter(ema.model if averaged and ema is not None else model, cfg.train.output_dir)
     return KeepBest(cfg.train.eval_period, writer, metric, mode)
-
-
-def check_datasets(cfg: Any, loaders: Sequence[str]) -> None:
-    """Raise if a dataset that the config names is not there; own data is registered on the way.
-
-    Raises:
-        UserError, FileNotFoundError: see :func:`elsa_det.data.registered_coco`.
-    """
-    for loader in loaders:
-        dataset_names(cfg, loader)
-
-
-def check_class_count(cfg: Any, loader: str) -> None:
-    """Raise if a dataset of ``dataloader.train`` or ``.test`` has another number of classes than the model.
-
-    Raises:
-        UserError: naming both numbers.
-    """
-    keys = [key for key in _CLASS_COUNTS if OmegaConf.select(cfg.model, key) is not None]
-    if not keys:
-        return
-    expected = OmegaConf.select(cfg.model, keys[0])
-    for name in dataset_names(cfg, loader):
-        classes = MetadataCatalog.get(name).get(_CLASS_COUNTS[keys[0]])
-        if classes is not None and len(classes) != expected:
-            listed = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
-            raise UserError(
-                f"dataset {name} has {len(classes)} classes ({listed}), the model {expected}: "
-                f"set model.{keys[0]}={len(classes)}"
-            )

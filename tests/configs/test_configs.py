@@ -91,7 +91,8 @@ def tiny(cfg):
     box_head.fc_dims = [16] * len(box_head.fc_dims)
     mask_head.conv_dims = [16, 16]
     cfg.model.roi_heads.batch_size_per_image = 16
-    if cfg.model.roi_heads.num_classes > 1000:  # LVIS: masks of all classes for each of up to 300 detections
+    # LVIS: masks of all classes for each of up to 300 detections
+    if instantiate(cfg.model.roi_heads.num_classes) > 1000:
         cfg.model.roi_heads.box_predictor.test_topk_per_image = 20
     return cfg
 

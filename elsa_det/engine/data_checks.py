@@ -1,0 +1,86 @@
+"""Own data are looked through before a training meets their faults."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ..d2 import MetadataCatalog, comm
+from ..data.coco_check import DROPPED, HEADERS, NAMES, NOTE, PIXELS, CocoReport, Finding, check_coco
+from ..data.own_coco import sources
+from ..errors import UserError
+from .datasets import dataset_names
+
+OFF = "off"
+_LEVELS = (OFF, NAMES, HEADERS, PIXELS)
+
+
+def check_own_data(cfg: Any, look: str | None = None) -> list[str]:
+    """Check the COCO-format files that a config names by their json, as ``train.check_data`` says.
+
+    Registered datasets are known, and are not checked. The main process checks, and all of a job raise.
+
+    Args:
+        cfg: the config.
+        look: "names", "headers" or "pixels", see :func:`elsa_det.data.coco_check.check_coco`, or "off"; default:
+            ``train.check_data``, "names" where the config has none.
+
+    Returns:
+        A line for each file and for each kind of objects that are dropped, with counts; empty on other processes.
+
+    Raises:
+        UserError: training would stop or learn wrong things.
+        FileNotFoundError: a file or folder is not there.
+    """
+    if look is None:
+        look = OmegaConf.select(cfg, "train.check_data", default=NAMES)
+        look = OFF if look is False else look  # as YAML, and with it the command line, reads off
+    if look not in _LEVELS:
+        raise UserError(f"train.check_data={look!r} must be one of {', '.join(_LEVELS)}")
+    if look == OFF:
+        return []
+    lines: list[str] = []
+    failure = None
+    if comm.is_main_process():
+        try:
+            for json_file, image_root in own_files(cfg):
+                report = check_coco(json_file, image_root, look=look)
+                report.raise_for_errors()
+                lines += _lines(report)
+        except (UserError, FileNotFoundError) as error:
+            failure = error
+    failure = comm.all_gather(failure)[0]
+    if failure is not None:
+        raise failure
+    return lines
+
+
+def own_files(cfg: Any) -> list[tuple[str, str]]:
+    """The (json, image folder) pairs of own COCO-format data that a config names, each once."""
+    found = []
+    for part in ("train", "test"):
+        group = OmegaConf.select(cfg, f"dataset.{part}")
+        if group is None or group.get("json_file") is None:
+            continue
+        names = dataset_names(cfg, part)
+        if all(MetadataCatalog.get(name).get("evaluator_type") == "coco" for name in names):
+            found += [(source.json_file, source.image_root) for source in sources(cfg.dataset, part)]
+    return list(dict.fromkeys(found))
+
+
+def _lines(report: CocoReport) -> list[str]:
+    objects = sum(report.instances.values())
+    lines = [
+        f"{report.json_file}: {report.images} images, {report.without_objects} of them without objects; {objects} "
+        f"objects of {sum(count > 0 for count in report.instances.values())} classes, {report.crowds} crowd regions"
+    ]
+    alike: dict[tuple[str, str], list[Finding]] = {}
+    for finding in report.of(DROPPED) + report.of(NOTE):  # kinds that differ in their numbers only are one here
+        alike.setdefault((finding.severity, re.sub(r"[\d.]+", "#", finding.kind)), []).append(finding)
+    for (severity, _), findings in alike.items():
+        of_kind = f" ({len(findings)} of this kind)" if len(findings) > 1 else ""
+        where = f"{', such as' if of_kind else ':'} {findings[0].where}"
+        lines.append(f"{report.json_file}: {severity}: {findings[0].kind}{of_kind}{where}")
+    return lines
