@@ -10,7 +10,7 @@ export ELSA_DET_CUDA := $(shell nvidia-smi >/dev/null 2>&1 || echo 0)
 endif
 RUN ?= output/quickstart
 
-.PHONY: setup cuda quickstart test lint format clean
+.PHONY: setup cuda quickstart test lint format docs clean
 
 setup: $(READY)
 
@@ -43,6 +43,11 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)
+	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet "mkdocs-material>=9.6"
+	$(BIN)/python tools/make_docs.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf build dist output *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -29,7 +29,7 @@ model.decode_head.num_classes = "${dataset.num_classes}"
 model.decode_head.ignore_label = "${dataset.ignore_label}"
 model.decode_head.channels = 64
 model.decode_head.dropout_ratio = 0.0
-model.decode_head.norm = "GN"  # four images are few for batch statistics of 1×1 maps
+model.decode_head.norm = "GN"  # eight images are few for batch statistics of 1×1 maps
 model.auxiliary_head.channels = 32
 
 # Neither scale nor colour is changed: a training of minutes has none to spare for what the test images do not have.
@@ -38,7 +38,7 @@ dataloader.train.mapper.augmentations = [
     L(T.RandomFlip)(horizontal=False, vertical=True),
     L(RandomTranspose)(),
 ]
-dataloader.train.total_batch_size = 4
+dataloader.train.total_batch_size = 8
 dataloader.train.num_workers = 0
 dataloader.test.num_workers = 0
 
@@ -53,7 +53,7 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 train.init_checkpoint = "none"
-train.max_iter = 6000
+train.max_iter = 4000
 train.eval_period = 2000
 train.checkpointer.period = 2000
 train.log_period = 20
