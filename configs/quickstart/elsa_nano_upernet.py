@@ -1,9 +1,6 @@
 """UPerNet on ELSA-Swin-nano for the label maps of the synthetic quickstart set: minutes on a CPU, from scratch."""
 
-from fvcore.common.param_scheduler import CosineParamScheduler
-
 from elsa_det.d2 import LazyCall as L
-from elsa_det.d2 import WarmupParamScheduler
 from elsa_det.d2 import transforms as T
 from elsa_det.data import RandomTranspose
 from elsa_det.data.shapes import CLASSES
@@ -11,8 +8,7 @@ from elsa_det.data.shapes import CLASSES
 from ..common.data.semantic_folders import dataloader, dataset
 from ..common.models.backbones import elsa_swin
 from ..common.models.upernet import model
-from ..common.optim import optimizer
-from ..common.train import train
+from .elsa_nano_mrcnn import lr_multiplier, optimizer, train
 
 root = "datasets/quickstart"
 dataset.train.image_root = f"{root}/train"
@@ -44,19 +40,8 @@ dataloader.test.num_workers = 0
 
 optimizer.lr = 3e-3
 optimizer.weight_decay = 0.01
-optimizer.fused = True
-lr_multiplier = L(WarmupParamScheduler)(
-    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
-    warmup_length=0.03,
-    warmup_method="linear",
-    warmup_factor=0.01,
-)
 
-train.init_checkpoint = "none"
 train.max_iter = 4000
 train.eval_period = 2000
 train.checkpointer.period = 2000
-train.log_period = 20
-train.clip_grad_norm = 3.0
-train.seed = 7
 train.output_dir = "output/quickstart_upernet"
