@@ -41,7 +41,7 @@ dataloader.test.num_workers = 0
 optimizer.lr = 3e-3
 optimizer.weight_decay = 0.01
 
-train.max_iter = 4000
+train.max_iter = 6000
 train.eval_period = 2000
 train.checkpointer.period = 2000
 train.output_dir = "output/quickstart_upernet"
