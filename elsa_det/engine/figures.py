@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ..d2 import DatasetCatalog, MetadataCatalog
+from .contact_sheet import evenly
 from .drawing import PALETTE, confident, draw_ground_truth, draw_predictions
 from .predictor import read_image
 
@@ -53,7 +54,7 @@ def comparison_figure(
     if not entries:
         raise ValueError(f"Dataset '{dataset_name}' has no images.")
     count = min(count, len(entries))
-    chosen = [entries[(2 * i + 1) * len(entries) // (2 * count)] for i in range(count)]
+    chosen = [entries[i] for i in evenly(count, len(entries))]
 
     pairs_per_row = 1 if count == 1 else 2
     rows = math.ceil(count / pairs_per_row)

@@ -17,6 +17,7 @@ from ..data.semantic import IGNORE_LABEL, label_encoding, read_labels
 from ..data.semantic.colors import class_colors
 from ..errors import UserError
 from ..evaluation.semantic_evaluator import predicted_labels
+from .contact_sheet import evenly
 from .figures import new_figure, save_figure
 from .predictor import as_bgr, read_image
 
@@ -140,7 +141,7 @@ def semantic_comparison_figure(
     if not entries:
         raise UserError(f"dataset {dataset_name} has no images")
     count = min(count, len(entries))
-    chosen = [entries[(2 * i + 1) * len(entries) // (2 * count)] for i in range(count)]
+    chosen = [entries[i] for i in evenly(count, len(entries))]
     figure = new_figure(15.5, 3.3 * count + 1.0)
     grid = figure.add_gridspec(count, 4)
     shown: dict[int, int] = {}
