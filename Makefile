@@ -10,7 +10,7 @@ export ELSA_DET_CUDA := $(shell nvidia-smi >/dev/null 2>&1 || echo 0)
 endif
 RUN ?= output/quickstart
 
-.PHONY: setup cuda quickstart test lint format docs clean
+.PHONY: setup cuda quickstart test web-test lint format docs soak clean
 
 setup: $(READY)
 
@@ -48,6 +48,10 @@ docs: $(READY)
 	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet "mkdocs-material>=9.6"
 	$(BIN)/python tools/make_docs.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# what tests/engine/test_demo_web.py needs beside chromium and chromedriver
+web-test: $(READY)
+	$(BIN)/python -c 'import gradio, selenium' 2>/dev/null || $(BIN)/python -m pip install --quiet "gradio>=6" "selenium>=4"
 
 clean:
 	rm -rf build dist output *.egg-info .pytest_cache .mypy_cache .ruff_cache
