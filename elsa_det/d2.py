@@ -6,8 +6,10 @@ default with the same API. ``ELSA_DET_D2=upstream`` or ``ELSA_DET_D2=lite`` forc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import warnings
 
 UPSTREAM, LITE = "upstream", "lite"
 
@@ -46,6 +48,12 @@ def _choose_provider() -> str:
 
 
 PROVIDER = _choose_provider()
+
+# fvcore compiles losses when it is imported, in a way that newer torch calls deprecated; should it be missing, the
+# provider's import says so
+with warnings.catch_warnings(), contextlib.suppress(ModuleNotFoundError):
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+    import fvcore.nn as _
 
 if PROVIDER == UPSTREAM:
     from detectron2 import __version__ as PROVIDER_VERSION
@@ -229,4 +237,5 @@ def describe_provider() -> str:
     return f"d2lite {PROVIDER_VERSION}, the embedded default ({reason})"
 
 
-__all__ = [name for name in globals() if not name.startswith("_") and name not in ("annotations", "os", "sys")]
+_NOT_EXPORTED = ("annotations", "contextlib", "os", "sys", "warnings")
+__all__ = [name for name in globals() if not name.startswith("_") and name not in _NOT_EXPORTED]
