@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from ..errors import UserError
+from .image_files import UnreadableImage, image_size
 
 ERROR, DROPPED, NOTE = "error", "dropped", "note"
 SEVERITIES = (ERROR, DROPPED, NOTE)
 
 #: how closely the image files are looked at
 NAMES, HEADERS, PIXELS = "names", "headers", "pixels"
+AUTO = "auto"  #: headers of at most FEW images, the names of more
+FEW = 2000
 
 #: COCO's bounds between small, medium and large objects, in square pixels
 _SMALL, _MEDIUM = 32**2, 96**2
@@ -91,15 +93,16 @@ def check_coco(
     Args:
         json_file: the annotations.
         image_root: folder that ``file_name`` entries start from.
-        look: "names" looks whether the images exist, "headers" compares their sizes too, "pixels" decodes them.
+        look: "names" looks whether the images exist, "headers" compares their sizes too and decodes those that are cut
+            off, "pixels" decodes all; "auto" is "headers" for up to 2,000 images, "names" for more.
         progress: called with images done and in all.
 
     Raises:
         FileNotFoundError: the json or the folder does not exist.
         UserError: the file is not COCO-format json at all.
     """
-    if look not in (NAMES, HEADERS, PIXELS):
-        raise ValueError(f"look={look!r}: use {NAMES!r}, {HEADERS!r} or {PIXELS!r}")
+    if look not in (AUTO, NAMES, HEADERS, PIXELS):
+        raise ValueError(f"look={look!r}: use {AUTO!r}, {NAMES!r}, {HEADERS!r} or {PIXELS!r}")
     json_file, root = Path(json_file), Path(image_root)
     if not root.is_dir():
         raise FileNotFoundError(f"image_root={root} is not a folder (looked for {root.absolute()})")
@@ -119,6 +122,8 @@ def check_coco(
     unused = [name for name in categories.values() if not report.instances[name]]
     if unused:
         report.findings.append(Finding(NOTE, "class without instances", ", ".join(unused)))
+    if look == AUTO:
+        look = HEADERS if len(images) <= FEW else NAMES
     for done, image in enumerate(images.values(), 1):
         report.findings.extend(_image_file(image, root, look))
         if progress is not None:
@@ -344,23 +349,12 @@ def _image_file(image: dict[str, Any], root: Path, look: str) -> Iterator[Findin
     if look == NAMES:
         return
     try:
-        with Image.open(path) as opened:
-            size = ImageOps.exif_transpose(opened).size if look == PIXELS else _upright_size(opened)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        kind = "image is truncated" if "truncated" in str(error) else f"image cannot be read: {str(error)[:120]}"
-        yield Finding(ERROR, kind, where, "replace the file, or take the image out of the json")
+        size = image_size(path, decode=look == PIXELS)
+    except UnreadableImage as error:
+        yield Finding(ERROR, str(error), where, "replace the file, or take the image out of the json")
         return
     expected = (int(image["width"]), int(image["height"]))
     if size != expected:
         swapped = " (width and height are swapped)" if size == expected[::-1] else ""
         kind = f"image is {size[0]} x {size[1]}, the json says {expected[0]} x {expected[1]}{swapped}"
-        yield Finding(ERROR, kind, where)
-
-
-def _upright_size(opened: Image.Image) -> tuple[int, int]:
-    """Size after the rotation that EXIF asks for, without decoding."""
-    exif = Image.Exif()
-    if "exif" in opened.info:  # getexif() would decode a PNG
-        exif.load(opened.info["exif"])
-    orientation = exif.get(0x0112, 1)
-    return opened.size[::-1] if orientation in (5, 6, 7, 8) else opened.size
+        yield Finding(ERROR, kind, where, "correct width and height in the json, or put the right file there")

@@ -1,4 +1,4 @@
-"""Own data are looked through before a training meets their faults."""
+"""Own data is looked through before a training meets their faults."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ..d2 import MetadataCatalog, comm
-from ..data.coco_check import DROPPED, HEADERS, NAMES, NOTE, PIXELS, CocoReport, Finding, check_coco
+from ..d2 import DatasetCatalog, MetadataCatalog, comm
+from ..data.coco_check import AUTO, DROPPED, HEADERS, NAMES, NOTE, PIXELS, CocoReport, Finding, check_coco
 from ..data.own_coco import sources
+from ..data.semantic import label_encoding
+from ..data.semantic.check import check_pairs
 from ..errors import UserError
 from .datasets import dataset_names
 
 OFF = "off"
-_LEVELS = (OFF, NAMES, HEADERS, PIXELS)
+_LEVELS = (OFF, AUTO, NAMES, HEADERS, PIXELS)
 
 
 def check_own_data(cfg: Any, look: str | None = None) -> list[str]:
-    """Check the COCO-format files that a config names by their json, as ``train.check_data`` says.
+    """Check the COCO-format files and the label folders that a config names, as ``train.check_data`` says.
 
     Registered datasets are known, and are not checked. The main process checks, and all of a job raise.
 
     Args:
         cfg: the config.
-        look: "names", "headers" or "pixels", see :func:`elsa_det.data.coco_check.check_coco`, or "off"; default:
-            ``train.check_data``, "names" where the config has none.
+        look: "auto", "names", "headers" or "pixels", see :func:`elsa_det.data.coco_check.check_coco` and
+            :func:`elsa_det.data.semantic.check.check_pairs`, or "off"; default: :func:`check_level`.
 
     Returns:
         A line for each file and for each kind of objects that are dropped, with counts; empty on other processes.
@@ -34,11 +36,7 @@ def check_own_data(cfg: Any, look: str | None = None) -> list[str]:
         UserError: training would stop or learn wrong things.
         FileNotFoundError: a file or folder is not there.
     """
-    if look is None:
-        look = OmegaConf.select(cfg, "train.check_data", default=NAMES)
-        look = OFF if look is False else look  # as YAML, and with it the command line, reads off
-    if look not in _LEVELS:
-        raise UserError(f"train.check_data={look!r} must be one of {', '.join(_LEVELS)}")
+    look = check_level(cfg) if look is None else look
     if look == OFF:
         return []
     lines: list[str] = []
@@ -49,12 +47,38 @@ def check_own_data(cfg: Any, look: str | None = None) -> list[str]:
                 report = check_coco(json_file, image_root, look=look)
                 report.raise_for_errors()
                 lines += _lines(report)
+            for name in own_label_folders(cfg):
+                pairs = check_pairs(DatasetCatalog.get(name), label_encoding(name), name, look)
+                pairs.raise_for_errors()
+                lines.append(f"{name}: {pairs.images} images with label maps, {pairs.decoded} of the maps decoded")
         except (UserError, FileNotFoundError) as error:
             failure = error
     failure = comm.all_gather(failure)[0]
     if failure is not None:
         raise failure
     return lines
+
+
+def check_level(cfg: Any) -> str:
+    """``train.check_data``; "auto" where the config has none.
+
+    Raises:
+        UserError: it is something else than one of the levels.
+    """
+    look = OmegaConf.select(cfg, "train.check_data", default=AUTO)
+    look = OFF if look is False else look  # as YAML, and with it the command line, reads off
+    if look not in _LEVELS:
+        raise UserError(f"train.check_data={look!r} must be one of {', '.join(_LEVELS)}")
+    return look
+
+
+def own_label_folders(cfg: Any) -> list[str]:
+    """The registered names of own folders of images and label maps that a config names, each once."""
+    found = []
+    for part in ("train", "test"):
+        if OmegaConf.select(cfg, f"dataset.{part}.label_root") is not None:
+            found += dataset_names(cfg, part)
+    return list(dict.fromkeys(found))
 
 
 def own_files(cfg: Any) -> list[tuple[str, str]]:
