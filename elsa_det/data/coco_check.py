@@ -238,7 +238,12 @@ def _annotation(
     category = annotation.get("category_id")
     if not isinstance(category, int) or category not in categories:
         known = f"{min(categories)} to {max(categories)}" if categories else "none"
-        yield Finding(ERROR, f"category_id {category!r} is not among the categories", where, f"ids there are: {known}")
+        yield Finding(
+            ERROR,
+            f"category_id {category!r} is not among the categories",
+            where,
+            f"ids there are: {known}; add the category, or correct the id",
+        )
         return
     if annotation.get("ignore"):
         yield Finding(ERROR, "'ignore' is not supported", where, "remove the object or mark it iscrowd")
@@ -305,7 +310,12 @@ def _segmentation(segmentation: Any, image: dict[str, Any], where: str, crowd: b
         points = np.asarray(polygon, dtype=float).reshape(-1, 2)
         low, high = points.min(axis=0), points.max(axis=0)
         if (low >= (width, height)).any() or (high <= 0).any():
-            yield Finding(ERROR, f"polygon lies outside its image of {width} x {height}", where)
+            yield Finding(
+                ERROR,
+                f"polygon lies outside its image of {width} x {height}",
+                where,
+                "a polygon is [x, y, x, y, …] in pixels",
+            )
         elif (low < -_TOLERANCE).any() or (high > (width + _TOLERANCE, height + _TOLERANCE)).any():
             yield Finding(NOTE, "polygon reaches beyond its image, and is clipped", where)
         elif _area(points) == 0:
@@ -323,7 +333,8 @@ def _rle(segmentation: dict[str, Any], height: int, width: int, where: str) -> I
         yield Finding(ERROR, "an RLE needs 'size' and 'counts'", where)
         return
     if list(size) != [height, width]:  # type: ignore[arg-type]
-        yield Finding(ERROR, f"RLE of {size[1]:g} x {size[0]:g} in an image of {width} x {height}", where)  # type: ignore[index]
+        kind = f"RLE of {size[1]:g} x {size[0]:g} in an image of {width} x {height}"  # type: ignore[index]
+        yield Finding(ERROR, kind, where, "its 'size' is [height, width] of the image")
         return
     if isinstance(counts, list):
         if not _numbers(counts) or any(c < 0 for c in counts) or sum(counts) != height * width:
@@ -341,10 +352,12 @@ def _image_file(image: dict[str, Any], root: Path, look: str) -> Iterator[Findin
     where = f"image {image['id']} ({image['file_name']})"
     path = root / image["file_name"]
     if not path.resolve().is_relative_to(root.resolve()):
-        yield Finding(ERROR, "file_name leads out of the image folder", where)
+        yield Finding(ERROR, "file_name leads out of the image folder", where, "name a file below that folder")
         return
     if not path.is_file():
-        yield Finding(ERROR, "image file is missing", where, f"looked for {path}")
+        yield Finding(
+            ERROR, "image file is missing", where, f"looked for {path}; put it there, or take it out of the json"
+        )
         return
     if look == NAMES:
         return

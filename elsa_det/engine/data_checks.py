@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -43,10 +44,11 @@ def check_own_data(cfg: Any, look: str | None = None) -> list[str]:
     failure = None
     if comm.is_main_process():
         try:
-            for json_file, image_root in own_files(cfg):
-                report = check_coco(json_file, image_root, look=look)
+            reports = [check_coco(json_file, image_root, look=look) for json_file, image_root in own_files(cfg)]
+            for report in reports:
                 report.raise_for_errors()
                 lines += _lines(report)
+            _require_objects(reports[: len(own_files(cfg, ["train"]))])
             for name in own_label_folders(cfg):
                 pairs = check_pairs(DatasetCatalog.get(name), label_encoding(name), name, look)
                 pairs.raise_for_errors()
@@ -81,10 +83,10 @@ def own_label_folders(cfg: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def own_files(cfg: Any) -> list[tuple[str, str]]:
+def own_files(cfg: Any, parts: Sequence[str] = ("train", "test")) -> list[tuple[str, str]]:
     """The (json, image folder) pairs of own COCO-format data that a config names, each once."""
     found = []
-    for part in ("train", "test"):
+    for part in parts:
         group = OmegaConf.select(cfg, f"dataset.{part}")
         if group is None or group.get("json_file") is None:
             continue
@@ -92,6 +94,16 @@ def own_files(cfg: Any) -> list[tuple[str, str]]:
         if all(MetadataCatalog.get(name).get("evaluator_type") == "coco" for name in names):
             found += [(source.json_file, source.image_root) for source in sources(cfg.dataset, part)]
     return list(dict.fromkeys(found))
+
+
+def _require_objects(reports: Sequence[CocoReport]) -> None:
+    if reports and not any(sum(report.instances.values()) for report in reports):
+        raise UserError(
+            f"there is nothing to train on: none of the {sum(report.images for report in reports)} images in "
+            f"{', '.join(report.json_file for report in reports)} has an object that is used. Name the file with the "
+            f"annotations; tools/check_data.py --json {reports[0].json_file} --images {reports[0].image_root} says "
+            "what was left out"
+        )
 
 
 def _lines(report: CocoReport) -> list[str]:

@@ -59,7 +59,7 @@ class Estimate:
         return (
             f"a training step takes about {self.total / _GB:.2f} GB: {self.state_bytes / _GB:.2f} GB for weights, "
             f"gradients and optimizer, {self.activation_bytes / _GB:.2f} GB for the activations of {self.images} "
-            f"image{'s' * (self.images > 1)} of {height} x {width} (height x width)"
+            f"image{'s' * (self.images > 1)} in a pass, of {height} x {width} (height x width)"
         )
 
 
