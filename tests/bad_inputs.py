@@ -654,7 +654,7 @@ def _run(arguments: Callable[[Path], list[str]], free_bytes: int | None, root: P
     folder = Path(tempfile.mkdtemp(dir=root))
     argv = arguments(folder)
     out, err = io.StringIO(), io.StringIO()
-    free = mock.patch("elsa_det.engine.memory_check.free_memory", lambda device: (free_bytes, "MemAvailable"))
+    free = mock.patch("elsa_det.engine.memory_check.free_memory", return_value=(free_bytes, "MemAvailable"))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         with free if free_bytes is not None else contextlib.nullcontext():
@@ -693,10 +693,10 @@ def page(answers: list[Answer]) -> str:
         "",
         "# Messages",
         "",
-        "What the train command answers to bad input, word for word; `mine` is the user's folder, and … stands for what",
-        "other packages say. An error ends it with exit code 1, before anything is trained. What is dropped is counted in",
-        "the log, and left out of training; [`tools/check_data.py`](own_data.md) lists every such place. Whatever has no",
-        "entry here and ends with a traceback is a fault of elsa_det.",
+        "What the train command answers to bad input, word for word; `mine` is the user's folder, and … stands for",
+        "what other packages say. An error ends it with exit code 1, before anything is trained. What is dropped is",
+        "counted in the log, and left out of training; [`tools/check_data.py`](own_data.md) lists every such place.",
+        "Whatever has no entry here and ends with a traceback is a fault of elsa_det.",
     ]
     section = None
     for case, answer in zip(CASES, answers):
