@@ -246,7 +246,7 @@ CASES = [
         COMMAND,
         "a value of another type",
         with_json(None, "train.max_iter=many"),
-        ("train.max_iter is a whole number", "'many' is text", "as in train.max_iter=600"),
+        ("train.max_iter is a whole number", "'many' is text", "as in train.max_iter=1"),
     ),
     Case(
         COMMAND,
