@@ -29,7 +29,7 @@ def ending_with(error):
         (FileNotFoundError("x does not exist"), "x does not exist"),
         (
             PermissionError(errno.EACCES, "Permission denied", "run"),
-            "run: Permission denied; check its permissions, or",
+            "run: Permission denied; check its permissions",
         ),
         (OSError(errno.ENOSPC, "No space left on device", "m.pth"), "m.pth: No space left on device; make room there"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room there"),

@@ -56,7 +56,7 @@ def test_too_little_is_an_error_a_warning_or_nothing(config, monkeypatch):
     monkeypatch.setattr(memory_check, "free_memory", lambda device: (1_000_000, "MemAvailable"))
     del config.train.check_memory  # a config from before it
     with pytest.raises(
-        UserError, match=r"too little memory: .* 0\.00 GB are free \(MemAvailable\)\. Set train\.accumulate"
+        UserError, match=r"little memory: .* 0\.00 GB are free \(MemAvailable\)\. Set train\.accumulate"
     ):
         check_memory(config)
     config.train.check_memory = "warn"
