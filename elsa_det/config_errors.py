@@ -25,17 +25,17 @@ def explained(path: str | Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except SyntaxError as error:
-        near = f": {error.text.strip()!r}" if error.text else ""
-        raise UserError(
-            f"config {error.filename or path}, line {error.lineno}: {error.msg}{near}. Correct the file"
-        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"config {path}{line} is not YAML: {what}. Correct the file") from error
     except Exception as error:  # a config is code of the user's: anything may come out of it
+        syntax = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error  # Detectron2 wraps it
+        if isinstance(syntax, SyntaxError):
+            near = f": {syntax.text.strip()!r}" if syntax.text else ""
+            file = syntax.filename if syntax.filename and Path(syntax.filename).is_file() else path
+            raise UserError(f"config {file}, line {syntax.lineno}: {syntax.msg}{near}. Correct the file") from error
         first = (str(error).splitlines() or [""])[0]
         raise UserError(f"config {_place(error, path)}: {type(error).__name__}: {first}. Correct the file") from error
 
