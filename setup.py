@@ -15,6 +15,20 @@ sys.path.insert(0, str(ROOT / "kernels"))
 import build_kernels as kernels  # noqa: E402
 
 LIBRARY = Path("elsa_det", "ops", "_C.so")
+MODULES = (
+    "train",
+    "demo",
+    "web_demo",
+    "check_data",
+    "visualize_data",
+    "convert_checkpoint",
+    "analyze_model",
+    "benchmark",
+)
+COMMANDS = [
+    *(f"elsa-det-{name.replace('_', '-')} = elsa_det.commands.{name}:main" for name in MODULES),
+    "elsa-det-doctor = elsa_det.doctor:main",
+]
 
 
 class BuildKernels(build_ext):
@@ -102,6 +116,7 @@ setup(
         "shapely",
         "PyYAML",
     ],
+    entry_points={"console_scripts": COMMANDS},
     extras_require={
         "dev": ["pytest>=8", "hypothesis", "ruff==0.17.5", "mypy==2.4.1", "yacs"],
         "docs": ["mkdocs-material>=9.6"],

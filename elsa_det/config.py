@@ -10,9 +10,13 @@ import torch
 from omegaconf import OmegaConf
 
 from . import __version__
+from .config_errors import explained
 from .d2 import PROVIDER_VERSION, LazyConfig
 from .errors import UserError
 from .overrides import apply_overrides
+
+#: the groups of keys without which nothing can be run
+_NEEDED = ("model", "dataloader", "train")
 
 
 def config_root() -> Path:
@@ -51,22 +55,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        UserError: an override does not fit the config, or CUDA is asked for and not there.
+        UserError: the file cannot be loaded, an override does not fit the config, or CUDA is asked for and not there.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config file {path} does not exist (looked for {Path(path).absolute()})")
-    cfg = apply_overrides(LazyConfig.load(str(path)), overrides)
+    with explained(path):
+        cfg = LazyConfig.load(str(path))
+    apply_overrides(cfg, overrides)
     if "train" in cfg:
         settle_device(cfg.train)
     return cfg
 
 
 def check_complete(cfg: Any) -> None:
-    """Raise if the config leaves values open that the user has to give.
+    """Raise if the config lacks what every run needs, or leaves values open that the user has to give.
 
     Raises:
         UserError: naming the keys.
     """
+    lacking = [key for key in _NEEDED if key not in cfg]
+    if lacking:
+        raise UserError(
+            f"the config has no {', '.join(lacking)}{'; it is empty' if not cfg else f', only {_listed(cfg)}'}. A "
+            f"config that is trained or evaluated has {', '.join(_NEEDED)}: start from one of those in {config_root()}"
+        )
 
     def find(node: Any, path: str) -> list[str]:
         if isinstance(node, dict):
@@ -77,6 +89,11 @@ def check_complete(cfg: Any) -> None:
     open_keys = find(OmegaConf.to_container(cfg, resolve=False), "")
     if open_keys:
         raise UserError(f"the config leaves open: {', '.join(open_keys)}. Give them as key=value on the command line.")
+
+
+def _listed(cfg: Any) -> str:
+    names = sorted(str(key) for key in cfg)
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
 
 
 def stamp_config(path: str | Path) -> None:

@@ -138,7 +138,9 @@ def _check_type(key: str, old: Any, new: Any) -> None:
     else:
         return
     if not fits:
-        remedy = f": write {key}={int(new)}" if isinstance(old, int) and isinstance(new, float) and new % 1 == 0 else ""
+        remedy = f": write it as in {key}={old}" if isinstance(old, (bool, int, float)) else ""
+        if isinstance(old, int) and isinstance(new, float) and new % 1 == 0:
+            remedy = f": write {key}={int(new)}"
         raise UserError(f"{key} is {_describe(old)}; {new!r} is {_describe(new)}{remedy}")
 
 

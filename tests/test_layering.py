@@ -19,6 +19,7 @@ LOWER = {
     "analysis": {"ops", "layers", "modeling", "config", "d2"},
     "checkpoint": {"ops", "layers", "modeling", "d2"},
     "engine": {"ops", "layers", "modeling", "data", "evaluation", "checkpoint", "analysis", "config", "d2"},
+    "commands": {"ops", "data", "checkpoint", "analysis", "benchmark", "engine", "config", "d2"},
 }
 
 
@@ -46,6 +47,23 @@ def test_imports_flow_one_way(layer):
             parts = name.split(".")
             if parts[0] == "elsa_det" and len(parts) > 1 and parts[1] not in ("__version__", "errors", layer):
                 assert parts[1] in LOWER[layer], f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "commands").glob("*.py")), ids=lambda path: path.stem)
+def test_tools_only_call_commands(path):
+    """A command has a tool of its name, in which nothing is done."""
+    if path.stem in ("__init__", "entry"):
+        return
+    tool = PACKAGE.parent / "tools" / ("lazyconfig_train_net.py" if path.stem == "train" else path.name)
+    tree = ast.parse(tool.read_text())
+    assert [type(node) for node in tree.body[1:]] == [ast.ImportFrom, ast.Import, ast.ImportFrom, ast.Assign, ast.If]
+    assert f"elsa_det.commands.{path.stem}" in {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+
+
+def test_nothing_imports_the_commands():
+    for path in FILES:
+        if "commands" not in path.parts:
+            assert not [name for name in imports(path) if name.startswith("elsa_det.commands")], path
 
 
 def test_d2lite_stands_alone():

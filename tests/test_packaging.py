@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import importlib
 import importlib.util
 import os
 import shutil
@@ -74,6 +76,29 @@ def test_the_wheel_holds_the_library_and_the_configs(wheel):
     assert "elsa_det/ops/_build_info.json" in names
     assert ("elsa_det/ops/_C.so" in names) == ("cpu" in build_record()["built"])
     assert not [name for name in names if name.startswith(("tests/", "kernels/", "configs/", "build"))]
+
+
+def test_the_wheel_brings_the_commands(wheel):
+    archive = zipfile.ZipFile(wheel)
+    name = next(name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    parser = configparser.ConfigParser()
+    parser.read_string(archive.read(name).decode())
+    commands = dict(parser["console_scripts"])
+    assert sorted(commands) == [
+        "elsa-det-analyze-model",
+        "elsa-det-benchmark",
+        "elsa-det-check-data",
+        "elsa-det-convert-checkpoint",
+        "elsa-det-demo",
+        "elsa-det-doctor",
+        "elsa-det-train",
+        "elsa-det-visualize-data",
+        "elsa-det-web-demo",
+    ]
+    for target in commands.values():
+        module, _, function = target.partition(":")
+        assert f"{module.replace('.', '/')}.py" in archive.namelist()
+        assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_it_works_without_the_source_tree(wheel, tmp_path):

@@ -37,10 +37,17 @@ train = dict(
     # Segmentors: how images are run in evaluation, each way with results of its own. "whole"; "slide": in windows;
     # "ms": in several sizes and mirrored; "ms_slide": both. dataset.inference has the sizes.
     semantic_modes=["whole"],
-    # How closely own data (given by json) is checked before training: "names" (the json, and whether its images are
-    # there), "headers" (their sizes too), "pixels" (every image is decoded) or "off".
-    check_data="names",
+    # How closely own data is checked before training: "names" (the json or the folders, and whether the images are
+    # there), "headers" (their sizes too, and up to 200 label maps), "pixels" (every image and label map is decoded),
+    # "auto" ("headers" for up to 2,000 images, "names" for more) or "off".
+    check_data="auto",
+    # Where the memory that is free does not suffice by the estimate for a step: "error", "warn" or "off".
+    check_memory="error",
     log_period=20,
+    # Of all random numbers; -1 draws another one each time.
     seed=-1,
+    # Algorithms that give the same numbers in each run with the same seed, slower on CUDA; those that there are not
+    # are named in warnings.
+    deterministic=False,
     cudnn_benchmark=False,
 )

@@ -99,6 +99,30 @@ def analyze(
     return Analysis(accounting, size, regions if sampled else None, sampled if memory else None)
 
 
+def kept_for_training(model: nn.Module, image_size: tuple[int, int], images: int = 1) -> int:
+    """Bytes kept for the backward of ``images`` images, as :func:`analyze` counts them for one.
+
+    Args:
+        model: see :func:`analyze`.
+        image_size: (height, width) in pixels, before padding.
+        images: in the batch.
+
+    Raises:
+        UserError: a model of another kind.
+    """
+    accounting = Accounting([name for name, _ in model.named_modules()])
+    parameter = next(model.parameters())
+    size = padded_size(model, *image_size)
+    batch = torch.zeros(images, 3, *size, dtype=parameter.dtype, device=parameter.device)
+    was_training = model.training
+    try:
+        with torch.enable_grad(), KeptMemory(model.train(), accounting):
+            run(model, batch, training_regions(model) or PUBLISHED)
+    finally:
+        model.train(was_training)
+    return accounting.total().kept_bytes or 0
+
+
 def analyze_config(
     cfg: Any, image_size: tuple[int, int] | None = None, *, regions: Regions = PUBLISHED, memory: bool = True
 ) -> Analysis:

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from ..errors import UserError
+from .image_files import UnreadableImage, image_size
 
 ERROR, DROPPED, NOTE = "error", "dropped", "note"
 SEVERITIES = (ERROR, DROPPED, NOTE)
 
 #: how closely the image files are looked at
 NAMES, HEADERS, PIXELS = "names", "headers", "pixels"
+AUTO = "auto"  #: headers of at most FEW images, the names of more
+FEW = 2000
 
 #: COCO's bounds between small, medium and large objects, in square pixels
 _SMALL, _MEDIUM = 32**2, 96**2
@@ -91,15 +93,16 @@ def check_coco(
     Args:
         json_file: the annotations.
         image_root: folder that ``file_name`` entries start from.
-        look: "names" looks whether the images exist, "headers" compares their sizes too, "pixels" decodes them.
+        look: "names" looks whether the images exist, "headers" compares their sizes too and decodes those that are cut
+            off, "pixels" decodes all; "auto" is "headers" for up to 2,000 images, "names" for more.
         progress: called with images done and in all.
 
     Raises:
         FileNotFoundError: the json or the folder does not exist.
         UserError: the file is not COCO-format json at all.
     """
-    if look not in (NAMES, HEADERS, PIXELS):
-        raise ValueError(f"look={look!r}: use {NAMES!r}, {HEADERS!r} or {PIXELS!r}")
+    if look not in (AUTO, NAMES, HEADERS, PIXELS):
+        raise ValueError(f"look={look!r}: use {AUTO!r}, {NAMES!r}, {HEADERS!r} or {PIXELS!r}")
     json_file, root = Path(json_file), Path(image_root)
     if not root.is_dir():
         raise FileNotFoundError(f"image_root={root} is not a folder (looked for {root.absolute()})")
@@ -119,6 +122,8 @@ def check_coco(
     unused = [name for name in categories.values() if not report.instances[name]]
     if unused:
         report.findings.append(Finding(NOTE, "class without instances", ", ".join(unused)))
+    if look == AUTO:
+        look = HEADERS if len(images) <= FEW else NAMES
     for done, image in enumerate(images.values(), 1):
         report.findings.extend(_image_file(image, root, look))
         if progress is not None:
@@ -233,7 +238,12 @@ def _annotation(
     category = annotation.get("category_id")
     if not isinstance(category, int) or category not in categories:
         known = f"{min(categories)} to {max(categories)}" if categories else "none"
-        yield Finding(ERROR, f"category_id {category!r} is not among the categories", where, f"ids there are: {known}")
+        yield Finding(
+            ERROR,
+            f"category_id {category!r} is not among the categories",
+            where,
+            f"ids there are: {known}; add the category, or correct the id",
+        )
         return
     if annotation.get("ignore"):
         yield Finding(ERROR, "'ignore' is not supported", where, "remove the object or mark it iscrowd")
@@ -300,7 +310,12 @@ def _segmentation(segmentation: Any, image: dict[str, Any], where: str, crowd: b
         points = np.asarray(polygon, dtype=float).reshape(-1, 2)
         low, high = points.min(axis=0), points.max(axis=0)
         if (low >= (width, height)).any() or (high <= 0).any():
-            yield Finding(ERROR, f"polygon lies outside its image of {width} x {height}", where)
+            yield Finding(
+                ERROR,
+                f"polygon lies outside its image of {width} x {height}",
+                where,
+                "a polygon is [x, y, x, y, …] in pixels",
+            )
         elif (low < -_TOLERANCE).any() or (high > (width + _TOLERANCE, height + _TOLERANCE)).any():
             yield Finding(NOTE, "polygon reaches beyond its image, and is clipped", where)
         elif _area(points) == 0:
@@ -318,7 +333,8 @@ def _rle(segmentation: dict[str, Any], height: int, width: int, where: str) -> I
         yield Finding(ERROR, "an RLE needs 'size' and 'counts'", where)
         return
     if list(size) != [height, width]:  # type: ignore[arg-type]
-        yield Finding(ERROR, f"RLE of {size[1]:g} x {size[0]:g} in an image of {width} x {height}", where)  # type: ignore[index]
+        kind = f"RLE of {size[1]:g} x {size[0]:g} in an image of {width} x {height}"  # type: ignore[index]
+        yield Finding(ERROR, kind, where, "its 'size' is [height, width] of the image")
         return
     if isinstance(counts, list):
         if not _numbers(counts) or any(c < 0 for c in counts) or sum(counts) != height * width:
@@ -336,31 +352,22 @@ def _image_file(image: dict[str, Any], root: Path, look: str) -> Iterator[Findin
     where = f"image {image['id']} ({image['file_name']})"
     path = root / image["file_name"]
     if not path.resolve().is_relative_to(root.resolve()):
-        yield Finding(ERROR, "file_name leads out of the image folder", where)
+        yield Finding(ERROR, "file_name leads out of the image folder", where, "name a file below that folder")
         return
     if not path.is_file():
-        yield Finding(ERROR, "image file is missing", where, f"looked for {path}")
+        yield Finding(
+            ERROR, "image file is missing", where, f"looked for {path}; put it there, or take it out of the json"
+        )
         return
     if look == NAMES:
         return
     try:
-        with Image.open(path) as opened:
-            size = ImageOps.exif_transpose(opened).size if look == PIXELS else _upright_size(opened)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        kind = "image is truncated" if "truncated" in str(error) else f"image cannot be read: {str(error)[:120]}"
-        yield Finding(ERROR, kind, where, "replace the file, or take the image out of the json")
+        size = image_size(path, decode=look == PIXELS)
+    except UnreadableImage as error:
+        yield Finding(ERROR, str(error), where, "replace the file, or take the image out of the json")
         return
     expected = (int(image["width"]), int(image["height"]))
     if size != expected:
         swapped = " (width and height are swapped)" if size == expected[::-1] else ""
         kind = f"image is {size[0]} x {size[1]}, the json says {expected[0]} x {expected[1]}{swapped}"
-        yield Finding(ERROR, kind, where)
-
-
-def _upright_size(opened: Image.Image) -> tuple[int, int]:
-    """Size after the rotation that EXIF asks for, without decoding."""
-    exif = Image.Exif()
-    if "exif" in opened.info:  # getexif() would decode a PNG
-        exif.load(opened.info["exif"])
-    orientation = exif.get(0x0112, 1)
-    return opened.size[::-1] if orientation in (5, 6, 7, 8) else opened.size
+        yield Finding(ERROR, kind, where, "correct width and height in the json, or put the right file there")

@@ -179,7 +179,10 @@ def _categories(json_file: str, state: tuple[int, int]) -> dict[int, str]:
     except (KeyError, TypeError) as error:
         raise UserError(f"{json_file}: a category needs an integer 'id' and a 'name' ({error})") from error
     if len(ordered) < len(entries) or len(set(ordered.values())) < len(entries):
-        raise UserError(f"{json_file}: two categories share an id or a name: {[entry['name'] for entry in entries]}")
+        raise UserError(
+            f"{json_file}: two categories share an id or a name: {[entry['name'] for entry in entries]}. Number the "
+            "categories anew, and name each once"
+        )
     return ordered
 
 

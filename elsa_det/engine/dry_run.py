@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import resource
 import sys
 import tempfile
@@ -12,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +20,17 @@ from ..analysis import analyze, build_on_meta
 from ..checkpoint import check_initial_weights, load_initial_weights
 from ..config import check_complete, describe_device, load_config
 from ..d2 import DetectionCheckpointer, EventStorage, comm, describe_provider, instantiate, seed_all_rng
-from ..data.coco_check import HEADERS
+from ..data.coco_check import HEADERS, PIXELS
 from ..errors import UserError
 from ..evaluation import limit_evaluation, semantic_modes, with_tta
 from .accumulation import micro_batch_loader
 from .class_counts import check_class_count, settle_class_count
-from .data_checks import check_own_data
+from .data_checks import check_level, check_own_data
+from .data_errors import with_named_errors
 from .datasets import check_datasets
+from .determinism import check_deterministic, make_deterministic
+from .memory_check import check_memory
+from .output_folder import check_writable
 from .switches import check_layer_decay, read_switches
 
 _GB = 1e9
@@ -78,8 +80,9 @@ def dry_run(args: argparse.Namespace) -> DryRun:
     cfg = load_config(args.config_file, args.opts)
     check_complete(cfg)
     output_dir = str(cfg.train.output_dir)
-    _check_writable(output_dir)
+    check_writable(output_dir)
     read_switches(cfg)
+    deterministic = check_deterministic(cfg)
     if not (args.resume and DetectionCheckpointer(nn.Module(), output_dir).has_checkpoint()):
         check_initial_weights(cfg.train.init_checkpoint)
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +90,9 @@ def dry_run(args: argparse.Namespace) -> DryRun:
         check_datasets(cfg, ["train", "test"])
         settle_class_count(cfg)
         limited = limit_evaluation(cfg)
-        lines = [f"Data: {line}" for line in check_own_data(cfg, HEADERS)]
+        lines = [f"Data: {line}" for line in check_own_data(cfg, PIXELS if check_level(cfg) == PIXELS else HEADERS)]
+        lines += check_memory(limited)
+        lines += make_deterministic(str(cfg.train.device)) if deterministic else []
         found = _try(limited, lines)
     if comm.is_main_process():
         print("\n".join(found.lines))
@@ -107,7 +112,7 @@ def _try(cfg: Any, lines: list[str]) -> DryRun:
     loader_config = micro_batch_loader(cfg.dataloader.train, switches.accumulate)
     if "num_workers" in loader_config:
         loader_config.num_workers = 0
-    loader = instantiate(loader_config)
+    loader = instantiate(with_named_errors(loader_config))
     check_class_count(cfg, "train")
     if "evaluator" in cfg.dataloader:
         instantiate(cfg.dataloader.test)
@@ -208,11 +213,3 @@ def _explained(images: int) -> Iterator[None]:
 def _peak_of_process() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _check_writable(folder: str) -> None:
-    path = Path(folder).absolute()
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "not writable" if there.is_dir() else "a file"
-        raise UserError(f"train.output_dir={folder} cannot be written: {there} is {what}. Choose another folder")

@@ -34,11 +34,15 @@ from ..evaluation import WHOLE, evaluate_modes, evaluate_with_tta, limit_evaluat
 from .accumulation import make_trainer, micro_batch_loader
 from .class_counts import check_class_count, settle_class_count
 from .data_checks import check_own_data
+from .data_errors import with_named_errors
 from .datasets import check_datasets
+from .determinism import check_deterministic, make_deterministic
 from .dry_run import dry_run
 from .ema import EMA_KEY, EMA_LABEL, ModelEMA, WeightsWriter
 from .gradients import ClipGradients
 from .keep_best import CheckpointAfterEvaluation, EarlyStopping, KeepBest, TrainingStopped, require_metrics
+from .memory_check import check_memory
+from .output_folder import check_writable
 from .semantic_figures import save_confusion_figure
 from .switches import Switches, check_layer_decay, read_switches
 
@@ -57,6 +61,8 @@ def main(args: argparse.Namespace) -> Any:
         return dry_run(args)
     cfg = load_config(args.config_file, args.opts)
     check_complete(cfg)
+    check_writable(cfg.train.output_dir)
+    deterministic = check_deterministic(cfg)
     if not args.eval_only:
         read_switches(cfg)  # those that contradict one another are said before the work
     resuming = args.resume and not args.eval_only and _has_checkpoint(cfg)
@@ -65,15 +71,18 @@ def main(args: argparse.Namespace) -> Any:
     if not resuming:
         check_initial_weights(cfg.train.init_checkpoint)
     limited = limit_evaluation(cfg)
-    checked = [] if args.eval_only else check_own_data(cfg)
+    checked = [] if args.eval_only else [f"Data: {line}" for line in check_own_data(cfg)] + check_memory(limited)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="elsa_det")
     if comm.is_main_process():
         stamp_config(Path(cfg.train.output_dir) / "config.yaml")
     logger.info("Running on %s", describe_provider())
     logger.info(describe_device(cfg.train))
-    for line in checked:
-        logger.info("Data: %s", line)
+    for line in checked + (make_deterministic(str(cfg.train.device)) if deterministic else []):
+        logger.info(line)
+    if args.resume and not args.eval_only and not resuming:
+        folder = Path(cfg.train.output_dir).absolute()
+        logger.warning("--resume: there is no checkpoint in %s, so this starts at iteration 0", folder)
     return evaluate_only(limited) if args.eval_only else train(limited, resume=resuming)
 
 
@@ -91,7 +100,7 @@ def evaluate(cfg: Any, model: nn.Module, *, label: str = "") -> Any:
     """
     if "evaluator" not in cfg.dataloader:
         return None
-    loader = instantiate(cfg.dataloader.test)
+    loader = instantiate(with_named_errors(cfg.dataloader.test))
     check_class_count(cfg, "test")
     with _files_apart(cfg, label):
         results = {}
@@ -159,7 +168,7 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
 
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(micro_batch_loader(cfg.dataloader.train, switches.accumulate))
+    loader = instantiate(with_named_errors(micro_batch_loader(cfg.dataloader.train, switches.accumulate)))
     check_class_count(cfg, "train")
     for line in switches.describe():
         logger.info("Switched on: %s", line)

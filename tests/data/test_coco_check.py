@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from elsa_det.data import coco_check
 from elsa_det.data.coco_check import DROPPED, ERROR, NOTE, check_coco
 from elsa_det.errors import UserError
 
@@ -143,15 +144,21 @@ def test_faults_of_images(folder):
         report.raise_for_errors()
 
 
-def test_a_look_at_headers_does_not_decode(folder):
+def test_a_look_at_headers_decodes_what_is_cut_off_only(folder, monkeypatch):
     content = copy.deepcopy(GOOD)
     whole = (folder / "a.png").read_bytes()
-    (folder / "a.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "a.png").write_bytes(whole[:200] + bytes(len(whole) - 212) + whole[-12:])  # ends as a whole one does
+    pixels = (folder / "c.jpg").read_bytes()
+    (folder / "c.jpg").write_bytes(pixels[: len(pixels) // 2])
     (folder / "b.png").unlink()
     kinds = lambda look: [f.kind for f in check(folder, content, look=look).of(ERROR)]  # noqa: E731
     assert kinds("names") == ["image file is missing"]
-    assert kinds("headers") == ["image file is missing"]
-    assert kinds("pixels") == ["image is truncated", "image file is missing"]
+    assert kinds("headers") == kinds("auto") == ["image file is missing", "image is truncated"]
+    broken, *others = kinds("pixels")
+    assert broken.startswith("image cannot be read: ")
+    assert others == ["image file is missing", "image is truncated"]
+    monkeypatch.setattr(coco_check, "FEW", 2)
+    assert kinds("auto") == ["image file is missing"]
 
 
 def test_rotation_by_exif_counts(folder):

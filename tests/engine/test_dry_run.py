@@ -168,7 +168,7 @@ def test_faults_of_own_data_stop_a_training_before_it_starts(shapes):
     cfg.train.check_data = "off"
     assert check_own_data(cfg) == []
     cfg.train.check_data = "deep"
-    with pytest.raises(UserError, match="train.check_data='deep' must be one of off, names, headers, pixels"):
+    with pytest.raises(UserError, match="train.check_data='deep' must be one of off, auto, names, headers, pixels"):
         check_own_data(cfg)
 
 

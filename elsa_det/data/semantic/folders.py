@@ -48,7 +48,10 @@ def registered_semantic(
         FileNotFoundError: A folder or the file of the names does not exist.
     """
     if (image_root is None) != (label_root is None):
-        raise UserError(f"own data needs both: got image_root={image_root!r}, label_root={label_root!r}")
+        raise UserError(
+            f"own data needs both: got image_root={image_root!r}, label_root={label_root!r}. Set the other one of "
+            "dataset.train or dataset.test too"
+        )
     if image_root is None or label_root is None:
         return _known_name(name)
     for what, root in (("image_root", image_root), ("label_root", label_root)):
