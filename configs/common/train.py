@@ -41,6 +41,15 @@ train = dict(
     # there), "headers" (their sizes too), "pixels" (every image is decoded) or "off".
     check_data="names",
     log_period=20,
+    # A bar with losses, times and the time left: "auto" where stdout and stderr are a terminal, "bar" where stdout is
+    # one, "plain" never. Lines with the same go to the log file.
+    progress="auto",
+    # Pictures in the output folder at each evaluation: predictions beside the ground truth of so many test images, and
+    # summary.png.
+    figures=dict(enabled=True, images=4),
+    # Send what is recorded to Weights & Biases as well: mode "online" or "offline"; without a name the run is called
+    # like its folder.
+    wandb=dict(enabled=False, project="elsa_det", name=None, mode="online"),
     seed=-1,
     cudnn_benchmark=False,
 )
