@@ -11,9 +11,9 @@ import logging
 import sys
 from pathlib import Path
 
-from elsa_det.engine.figures import comparison_figure, read_metrics, save_figure, training_figure
+from elsa_det.engine.figures import save_figure
 from elsa_det.engine.predictor import Predictor
-from elsa_det.engine.semantic_figures import semantic_comparison_figure
+from elsa_det.engine.run_pictures import predictions_figure, summary_figure
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -34,19 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     output = args.output or args.run / "figures"
     try:
-        save_figure(training_figure(read_metrics(args.run), args.title), output / "training.png")
+        save_figure(summary_figure(args.run, args.title), output / "training.png")
         print(output / "training.png")
         predictor = Predictor(
             args.run / "config.yaml", args.checkpoint or args.run / "model_final.pth", overrides=args.opts
         )
-        if predictor.dataset_name is None:
-            raise ValueError("The config's test dataset is not there: nothing to compare the predictions with.")
-        if predictor.metadata.get("evaluator_type") == "sem_seg":
-            figure = semantic_comparison_figure(predictor.dataset_name, predictor, count=args.images)
-        else:
-            figure = comparison_figure(
-                predictor.dataset_name, predictor, count=args.images, threshold=args.confidence_threshold
-            )
+        figure = predictions_figure(predictor, count=args.images, threshold=args.confidence_threshold)
         save_figure(figure, output / "predictions.png")
         print(output / "predictions.png")
     except (OSError, ValueError) as error:

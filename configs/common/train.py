@@ -44,6 +44,15 @@ train = dict(
     # Where the memory that is free does not suffice by the estimate for a step: "error", "warn" or "off".
     check_memory="error",
     log_period=20,
+    # A bar with losses, times and the time left: "auto" where stdout and stderr are a terminal, "bar" where stdout is
+    # one, "plain" never. Lines with the same go to the log file.
+    progress="auto",
+    # Pictures in the output folder at each evaluation: predictions beside the ground truth of so many test images, and
+    # summary.png.
+    figures=dict(enabled=True, images=4),
+    # Send what is recorded to Weights & Biases as well: mode "online" or "offline"; without a name the run is called
+    # like its folder.
+    wandb=dict(enabled=False, project="elsa_det", name=None, mode="online"),
     # Of all random numbers; -1 draws another one each time.
     seed=-1,
     # Algorithms that give the same numbers in each run with the same seed, slower on CUDA; those that there are not

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,6 +29,8 @@ from .datasets import check_datasets
 from .determinism import check_deterministic, make_deterministic
 from .memory_check import check_memory
 from .output_folder import check_writable
+from .process_memory import peak_bytes
+from .run_options import check_run_options
 from .switches import check_layer_decay, read_switches
 
 _GB = 1e9
@@ -79,6 +79,7 @@ def dry_run(args: argparse.Namespace) -> DryRun:
         raise UserError("--dry-run tries a training: leave --eval-only out")
     cfg = load_config(args.config_file, args.opts)
     check_complete(cfg)
+    check_run_options(cfg.train)
     output_dir = str(cfg.train.output_dir)
     check_writable(output_dir)
     read_switches(cfg)
@@ -137,7 +138,7 @@ def _try(cfg: Any, lines: list[str]) -> DryRun:
     size = (max(image["image"].shape[1] for image in batch), max(image["image"].shape[2] for image in batch))
     activations, note = _activations(cfg, size, len(batch))
     on_cuda = str(cfg.train.device).startswith("cuda")
-    peak = torch.cuda.max_memory_allocated() if on_cuda else _peak_of_process()
+    peak = torch.cuda.max_memory_allocated() if on_cuda else peak_bytes()
     found = DryRun(
         losses=losses,
         images=len(batch),
@@ -208,8 +209,3 @@ def _explained(images: int) -> Iterator[None]:
         ) from error
     except FloatingPointError as error:  # of heads that look at their scores
         raise UserError(f"the losses of the first batch are not finite: {error}") from error
-
-
-def _peak_of_process() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ..d2 import DatasetCatalog, MetadataCatalog
+from ..errors import UserError
 from .contact_sheet import evenly
 from .drawing import PALETTE, confident, draw_ground_truth, draw_predictions
 from .predictor import read_image
@@ -35,6 +36,7 @@ def comparison_figure(
     *,
     count: int = 6,
     threshold: float = 0.5,
+    entries: Sequence[dict[str, Any]] | None = None,
 ) -> Figure:
     """Ground truth beside predictions, for images spread evenly over a registered dataset.
 
@@ -43,18 +45,14 @@ def comparison_figure(
         predict: From an (H, W, 3) uint8 BGR image to the model's answer, such as a ``Predictor``.
         count: How many images; fewer if the dataset has fewer.
         threshold: Predictions that score less are not drawn.
+        entries: The images instead, such as :func:`chosen_entries` gives them.
 
     Raises:
-        ValueError: ``count`` is not positive, or the dataset is empty.
+        UserError: ``count`` is not positive, or the dataset is empty.
         FileNotFoundError: An image of the dataset is not there.
     """
-    if count < 1:
-        raise ValueError(f"count is a number of images and must be at least 1, got {count}.")
-    entries, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
-    if not entries:
-        raise ValueError(f"Dataset '{dataset_name}' has no images.")
-    count = min(count, len(entries))
-    chosen = [entries[i] for i in evenly(count, len(entries))]
+    chosen = chosen_entries(dataset_name, count) if entries is None else entries
+    count, metadata = len(chosen), MetadataCatalog.get(dataset_name)
 
     pairs_per_row = 1 if count == 1 else 2
     rows = math.ceil(count / pairs_per_row)
@@ -80,6 +78,20 @@ def comparison_figure(
             axes.set_title(caption, fontsize=11, color=_INK, pad=4)
             axes.set_axis_off()
     return figure
+
+
+def chosen_entries(dataset_name: str, count: int) -> list[dict[str, Any]]:
+    """``count`` entries spread evenly over a registered dataset; fewer if it has fewer.
+
+    Raises:
+        UserError: ``count`` is not positive, or the dataset is empty.
+    """
+    if count < 1:
+        raise UserError(f"count is a number of images and must be at least 1, got {count}")
+    entries = DatasetCatalog.get(dataset_name)
+    if not entries:
+        raise UserError(f"dataset {dataset_name} has no images")
+    return [entries[i] for i in evenly(count, len(entries))]
 
 
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -123,7 +135,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np
 
 
 def training_figure(metrics: dict[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> Figure:
-    """The losses, the learning rate and the evaluations of a run.
+    """The losses, the learning rate, the evaluations and the time per iteration of a run.
 
     Args:
         metrics: As :func:`read_metrics` gives them.
@@ -144,11 +156,14 @@ def training_figure(metrics: dict[str, tuple[np.ndarray, np.ndarray]], title: st
     grid = figure.add_gridspec(2, 2, height_ratios=[4, 1])
     loss_axes = figure.add_subplot(grid[0, 0])
     rate_axes = figure.add_subplot(grid[1, 0], sharex=loss_axes)
-    score_axes = figure.add_subplot(grid[:, 1])
+    score_axes = figure.add_subplot(grid[0, 1])
+    time_axes = figure.add_subplot(grid[1, 1], sharex=score_axes)
     _draw_losses(loss_axes, metrics, losses)
     loss_axes.tick_params(labelbottom=False)
     _draw_rate(rate_axes, metrics)
     _draw_scores(score_axes, metrics, scores)
+    score_axes.tick_params(labelbottom=False)
+    _draw_time(time_axes, metrics)
     last = max(int(iterations[-1]) for iterations, _ in metrics.values())
     for axes in (loss_axes, score_axes):
         axes.set_xlim(0, max(1, last) * 1.02)
@@ -163,7 +178,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 # AP of boxes or masks, or mIoU; with several test sets, "<dataset>/" stands before it.
-_SCORE = re.compile(r"(?:^|/)(bbox|segm)/(AP|AP50|AP75)$|(?:^|/)(sem_seg)/(mIoU)$")
+# What the name of a task ends in says how it was evaluated: "bbox_EMA", "sem_seg_slide". Of those the main score.
+_SCORE = re.compile(r"(?:^|/)(?:(?:bbox|segm)/(?:AP|AP50|AP75)|sem_seg/mIoU|(?:bbox|segm)_\w+/AP|sem_seg_\w+/mIoU)$")
+_TASK = re.compile("bbox|segm|sem_seg")
 _TASK_NAMES = {"bbox": "box", "segm": "mask", "sem_seg": "segmentation"}
 _TASK_COLORS = {"bbox": _COLORS[0], "segm": _COLORS[5], "sem_seg": _COLORS[2]}
 _SCORE_STYLES = {"AP": ("-", 2.4), "mIoU": ("-", 2.4), "AP50": ("--", 1.3), "AP75": (":", 1.6)}
@@ -232,31 +249,60 @@ def _draw_rate(axes: Axes, metrics: dict[str, tuple[np.ndarray, np.ndarray]]) ->
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
 
 
+def _draw_time(axes: Axes, metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    _style(axes, "iteration", "s / iteration")
+    for key, label, color in (("time", "all", _COLORS[0]), ("data_time", "of them data", _COLORS[1])):
+        if key in metrics:
+            iterations, seconds = metrics[key]
+            marker = "o" if len(seconds) == 1 else None
+            axes.plot(iterations, seconds, color=color, linewidth=1.5, label=label, marker=marker)
+    if not axes.lines:
+        _note(axes, "not recorded")
+        return
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8.5, ncols=2, labelcolor=_INK, loc="best")
+
+
+def _kind(key: str) -> tuple[str, str]:
+    """The test set that a score's name begins with, and what the name of its task ends in: ``("mine", "_EMA")``."""
+    *dataset, task, _ = key.split("/")
+    return "/".join(dataset), _TASK.sub("", task, count=1)
+
+
 def _draw_scores(axes: Axes, metrics: dict[str, tuple[np.ndarray, np.ndarray]], scores: Sequence[str]) -> None:
     is_miou = bool(scores) and all(key.endswith("mIoU") for key in scores)
-    _style(axes, "iteration", "mIoU (%)" if is_miou else "AP (%)", "Evaluation")
-    datasets = sorted({_SCORE.sub("", key) for key in scores})
+    _style(axes, "", "mIoU (%)" if is_miou else "AP (%)", "Evaluation")
+    kinds = sorted({_kind(key) for key in scores})
+    several = len({dataset for dataset, _ in kinds}) > 1
     highest = 0.0
     order = {name: rank for rank, name in enumerate(("bbox", "segm", "sem_seg", "AP", "mIoU", "AP50", "AP75"))}
-    for key in sorted(scores, key=lambda key: (_SCORE.sub("", key), *(order[p] for p in key.split("/")[-2:]))):
+
+    def rank(key: str) -> tuple[tuple[str, str], int, int]:
+        task, score = key.split("/")[-2:]
+        return _kind(key), order[_TASK.match(task)[0]], order[score]  # type: ignore[index]
+
+    for key in sorted(scores, key=rank):
         iterations, values = metrics[key]
         known = np.isfinite(values) & (values >= 0)  # COCO says -1 or NaN where there is nothing to measure
         if not known.any():
             logger.warning("%s has no finite value and is left out of the figure.", key)
             continue
+        dataset, way = _kind(key)
         task, score = key.split("/")[-2:]
-        dataset = _SCORE.sub("", key)
+        task = task.removesuffix(way)
         style, width = _SCORE_STYLES[score]
-        prefix = f"{dataset} " if len(datasets) > 1 else ""
+        if way:
+            style, width = "-.", 1.6
+        name = f"{dataset} {_TASK_NAMES[task]}" if several else _TASK_NAMES[task]
         axes.plot(
             iterations[known],
             values[known],
             style,
             linewidth=width,
             color=_TASK_COLORS[task],
-            marker=_MARKERS[datasets.index(dataset) % len(_MARKERS)],
+            marker=_MARKERS[kinds.index((dataset, way)) % len(_MARKERS)],
             markersize=4 if width > 2 else 3,
-            label=f"{prefix}{_TASK_NAMES[task]} {score}  {values[known][-1]:.1f}",
+            label=f"{name}{way.replace('_', ' ')} {score}  {values[known][-1]:.1f}",
         )
         highest = max(highest, float(values[known].max()))
     if not axes.lines:

@@ -12,13 +12,11 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..d2 import DatasetCatalog, MetadataCatalog
+from ..d2 import MetadataCatalog
 from ..data.semantic import IGNORE_LABEL, label_encoding, read_labels
 from ..data.semantic.colors import class_colors
-from ..errors import UserError
 from ..evaluation.semantic_evaluator import predicted_labels
-from .contact_sheet import evenly
-from .figures import new_figure, save_figure
+from .figures import chosen_entries, new_figure, save_figure
 from .predictor import as_bgr, read_image
 
 logger = logging.getLogger(__name__)
@@ -121,7 +119,11 @@ def draw_errors(
 
 
 def semantic_comparison_figure(
-    dataset_name: str, predict: Callable[[np.ndarray], dict[str, Any]], *, count: int = 4
+    dataset_name: str,
+    predict: Callable[[np.ndarray], dict[str, Any]],
+    *,
+    count: int = 4,
+    entries: Sequence[dict[str, Any]] | None = None,
 ) -> Figure:
     """Image, ground truth, prediction and errors in a row, for images spread evenly over a registered dataset.
 
@@ -129,19 +131,15 @@ def semantic_comparison_figure(
         dataset_name: Its name in the catalogue.
         predict: From an (H, W, 3) uint8 BGR image to the model's answer, such as a ``Predictor``.
         count: How many images; fewer if the dataset has fewer.
+        entries: The images instead, such as :func:`~.figures.chosen_entries` gives them.
 
     Raises:
         UserError: ``count`` is not positive, the dataset is none for segmentation, or a file of it cannot be used.
         FileNotFoundError: A file of the dataset is not there.
     """
-    if count < 1:
-        raise UserError(f"count is a number of images and must be at least 1, got {count}")
     encoding, metadata = label_encoding(dataset_name), MetadataCatalog.get(dataset_name)
-    entries = DatasetCatalog.get(dataset_name)
-    if not entries:
-        raise UserError(f"dataset {dataset_name} has no images")
-    count = min(count, len(entries))
-    chosen = [entries[i] for i in evenly(count, len(entries))]
+    chosen = chosen_entries(dataset_name, count) if entries is None else entries
+    count = len(chosen)
     figure = new_figure(15.5, 3.3 * count + 1.0)
     grid = figure.add_gridspec(count, 4)
     shown: dict[int, int] = {}

@@ -106,9 +106,9 @@ def read_switches(cfg: Any) -> Switches:
     train = cfg.train
     switches = Switches(
         accumulate=train.get("accumulate", 1),
-        ema=_options(train, "ema", EMAOptions),
-        best=_options(train, "best", BestOptions),
-        early_stopping=_options(train, "early_stopping", StoppingOptions),
+        ema=read_options(train, "ema", EMAOptions),
+        best=read_options(train, "best", BestOptions),
+        early_stopping=read_options(train, "early_stopping", StoppingOptions),
         clip_grad_norm=train.get("clip_grad_norm"),
     )
     _check_accumulation(cfg, switches.accumulate)
@@ -134,7 +134,12 @@ def check_layer_decay(cfg: Any, model: nn.Module) -> None:
         decay.check(name for name, _ in model.named_parameters())
 
 
-def _options(train: Any, key: str, kind: type[_Options]) -> _Options:
+def read_options(train: Any, key: str, kind: type[_Options]) -> _Options:
+    """The options ``train.<key>`` as a dataclass ``kind``; what is not given has its default.
+
+    Raises:
+        UserError: they are no options, or ``kind`` has none of that name.
+    """
     given = train.get(key)
     given = {} if given is None else given
     if not isinstance(given, (dict, DictConfig)):

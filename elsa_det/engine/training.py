@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -22,15 +20,21 @@ from ..d2 import (
     comm,
     create_ddp_model,
     default_setup,
-    default_writers,
     describe_provider,
     hooks,
-    inference_on_dataset,
     instantiate,
     print_csv_format,
     setup_logger,
 )
-from ..evaluation import WHOLE, evaluate_modes, evaluate_with_tta, limit_evaluation, semantic_modes, with_tta
+from ..evaluation import (
+    WHOLE,
+    evaluate_modes,
+    evaluate_with_tta,
+    limit_evaluation,
+    run_inference,
+    semantic_modes,
+    with_tta,
+)
 from .accumulation import make_trainer, micro_batch_loader
 from .class_counts import check_class_count, settle_class_count
 from .data_checks import check_own_data
@@ -43,8 +47,14 @@ from .gradients import ClipGradients
 from .keep_best import CheckpointAfterEvaluation, EarlyStopping, KeepBest, TrainingStopped, require_metrics
 from .memory_check import check_memory
 from .output_folder import check_writable
+from .progress import show_progress
+from .random_state import random_numbers_kept
+from .run_options import check_run_options
+from .run_pictures import run_pictures
+from .run_records import write_records
 from .semantic_figures import save_confusion_figure
 from .switches import Switches, check_layer_decay, read_switches
+from .writers import run_writers
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +73,7 @@ def main(args: argparse.Namespace) -> Any:
     check_complete(cfg)
     check_writable(cfg.train.output_dir)
     deterministic = check_deterministic(cfg)
+    check_run_options(cfg.train, training=not args.eval_only)
     if not args.eval_only:
         read_switches(cfg)  # those that contradict one another are said before the work
     resuming = args.resume and not args.eval_only and _has_checkpoint(cfg)
@@ -76,6 +87,7 @@ def main(args: argparse.Namespace) -> Any:
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="elsa_det")
     if comm.is_main_process():
         stamp_config(Path(cfg.train.output_dir) / "config.yaml")
+    write_records(cfg.train.output_dir, anew=not (args.resume or args.eval_only))
     logger.info("Running on %s", describe_provider())
     logger.info(describe_device(cfg.train))
     for line in checked + (make_deterministic(str(cfg.train.device)) if deterministic else []):
@@ -106,7 +118,7 @@ def evaluate(cfg: Any, model: nn.Module, *, label: str = "") -> Any:
         results = {}
         if WHOLE in semantic_modes(cfg, model):
             evaluator = instantiate(cfg.dataloader.evaluator)
-            results = inference_on_dataset(model, loader, evaluator)
+            results = run_inference(model, loader, evaluator)
             save_confusion_figure(evaluator)
         results = {**results, **evaluate_with_tta(cfg, model)}
         results |= evaluate_modes(cfg, model, evaluated=save_confusion_figure)
@@ -147,7 +159,8 @@ def evaluate_only(cfg: Any) -> Any:
             "leaves parts of it untrained"
         )
     model.to(cfg.train.device)
-    return evaluate(cfg, create_ddp_model(model))
+    with show_progress(cfg.train):
+        return evaluate(cfg, create_ddp_model(model))
 
 
 def train(cfg: Any, *, resume: bool = False) -> Any:
@@ -204,9 +217,8 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
             *([] if best.metric is None or not main else [_keep_best(cfg, best.metric, best.mode, model, ema)]),
             stopping,
             CheckpointAfterEvaluation(checkpointer, eval_period) if main and switches.metrics else None,
-            hooks.PeriodicWriter(default_writers(output_dir, cfg.train.max_iter), period=cfg.train.log_period)
-            if main
-            else None,
+            hooks.PeriodicWriter(run_writers(cfg, resume=resume), cfg.train.log_period) if main else None,
+            run_pictures(cfg, model, ema, switches),
         ]
     )
     start_iter = 0
@@ -223,7 +235,7 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
             stopping.describe(),
         )
         return evaluation()
-    with contextlib.suppress(TrainingStopped):
+    with contextlib.suppress(TrainingStopped), show_progress(cfg.train, trainer):
         trainer.train(start_iter, cfg.train.max_iter)
     return evaluation.results
 
@@ -242,20 +254,11 @@ class _Evaluation:
             results.update(evaluate(self._cfg, self._model) or {})
         if self._ema is not None and which != "raw":
             logger.info("Evaluating the moving average of the weights")
-            with _random_numbers_kept():
+            with random_numbers_kept():
                 results.update(evaluate(self._cfg, self._ema.model, label=EMA_LABEL) or {})
         self.results = results if "evaluator" in self._cfg.dataloader else None
         require_metrics(results, self._switches.metrics)
         return self.results
-
-
-@contextlib.contextmanager
-def _random_numbers_kept() -> Iterator[None]:
-    """What is done within it does not change the random numbers that come after it: training goes on as without."""
-    state = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):  # loaders draw from the CPU's generator
-        yield
-    np.random.set_state(state)
 
 
 def _keep_best(cfg: Any, metric: str, mode: str, model: nn.Module, ema: ModelEMA | None) -> KeepBest:

@@ -10,10 +10,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
-from ..d2 import inference_on_dataset, instantiate
+from ..d2 import instantiate
 from ..d2 import transforms as T
 from ..errors import UserError
 from .detection_tta import DetectionTTA
+from .inference import run_inference
 
 logger = logging.getLogger(__name__)
 
@@ -70,5 +71,5 @@ def evaluate_with_tta(cfg: Any, model: nn.Module) -> dict[str, Any]:
     for evaluator in evaluators if OmegaConf.is_list(evaluators) else [evaluators]:
         if evaluator.get("output_dir") is not None:
             evaluator.output_dir = os.path.join(evaluator.output_dir, f"inference{TTA_LABEL}")
-    results = inference_on_dataset(augmented, instantiate(dataloader.test), instantiate(dataloader.evaluator))
+    results = run_inference(augmented, instantiate(dataloader.test), instantiate(dataloader.evaluator))
     return {f"{task}{TTA_LABEL}": scores for task, scores in results.items()}

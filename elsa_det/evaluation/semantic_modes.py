@@ -11,9 +11,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
-from ..d2 import inference_on_dataset, instantiate
+from ..d2 import instantiate
 from ..errors import UserError
 from ..modeling.semantic import Segmentor
+from .inference import run_inference
 from .semantic_inference import SemanticInference
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def evaluate_modes(
         if dataloader.evaluator.get("output_dir") is not None:
             dataloader.evaluator.output_dir = os.path.join(dataloader.evaluator.output_dir, f"inference_{mode}")
         evaluator = instantiate(dataloader.evaluator)
-        found = inference_on_dataset(inference, instantiate(dataloader.test), evaluator)
+        found = run_inference(inference, instantiate(dataloader.test), evaluator)
         if evaluated is not None:
             evaluated(evaluator)
         results |= {f"{task}_{mode}": scores for task, scores in found.items()}
