@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 UPSTREAM, LITE = "upstream", "lite"
 
@@ -218,6 +219,22 @@ else:
     from elsa_det.d2lite.utils.logger import setup_logger
     from elsa_det.d2lite.utils.visualizer import ColorMode, Visualizer
 
+# What is not Detectron2's, and serves both: reading files without running code that they name.
+from elsa_det.d2lite.checkpoint.pickle_arrays import NUMPY_GLOBALS, RefusedGlobal, unpickle_arrays, with_arrays
+from elsa_det.d2lite.config.trusted import NotTrusted, check_trusted, find_trusted
+from elsa_det.d2lite.config.yaml_io import load_yaml
+from elsa_det.d2lite.utils.registry import locate as locate_in_lite
+from elsa_det.d2lite.utils.trust import CHECKPOINTS, PATHS, TRUST_VARIABLE, trusted
+
+
+def locate(name: str) -> Any:
+    """The object with this dotted name; ``detectron2.…`` is the provider's.
+
+    Raises:
+        ImportError: nothing has this name.
+    """
+    return locate_in_lite(name, lite=PROVIDER == LITE)
+
 
 def describe_provider() -> str:
     """One line that says which Detectron2 runs, for logs and reports."""
@@ -229,4 +246,4 @@ def describe_provider() -> str:
     return f"d2lite {PROVIDER_VERSION}, the embedded default ({reason})"
 
 
-__all__ = [name for name in globals() if not name.startswith("_") and name not in ("annotations", "os", "sys")]
+__all__ = [name for name in globals() if not name.startswith("_") and name not in ("annotations", "os", "sys", "Any")]

@@ -100,7 +100,7 @@ def read_image(path: str, image_format: str) -> np.ndarray:
     """
     try:
         image = detection_utils.read_image(path, format=image_format)
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
         raise
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(
