@@ -220,11 +220,16 @@ else:
     from elsa_det.d2lite.utils.visualizer import ColorMode, Visualizer
 
 # What is not Detectron2's, and serves both: reading files without running code that they name.
-from elsa_det.d2lite.checkpoint.pickle_arrays import NUMPY_GLOBALS, RefusedGlobal, unpickle_arrays, with_arrays
-from elsa_det.d2lite.config.trusted import NotTrusted, check_trusted, find_trusted
-from elsa_det.d2lite.config.yaml_io import load_yaml
-from elsa_det.d2lite.utils.registry import locate as locate_in_lite
-from elsa_det.d2lite.utils.trust import CHECKPOINTS, PATHS, TRUST_VARIABLE, trusted
+from elsa_det.d2lite.checkpoint.pickle_arrays import (  # noqa: E402
+    NUMPY_GLOBALS,
+    RefusedGlobal,
+    unpickle_arrays,
+    with_arrays,
+)
+from elsa_det.d2lite.config.trusted import NotTrusted, check_trusted, find_trusted  # noqa: E402
+from elsa_det.d2lite.config.yaml_io import load_yaml  # noqa: E402
+from elsa_det.d2lite.utils.registry import locate as locate_in_lite  # noqa: E402
+from elsa_det.d2lite.utils.trust import CHECKPOINTS, PATHS, TRUST_VARIABLE, trusted  # noqa: E402
 
 
 def locate(name: str) -> Any:

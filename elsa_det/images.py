@@ -70,7 +70,7 @@ def open_image(path: str | os.PathLike[str], what: str | None = None) -> Iterato
 
 def _open(file: Any, what: str) -> Image.Image:
     limit = max_pixels()
-    if Image.MAX_IMAGE_PIXELS is not None and 2 * Image.MAX_IMAGE_PIXELS < limit:
+    if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limit // 2 + 1  # Pillow refuses twice as many
     try:
         opened = Image.open(file)
@@ -96,14 +96,14 @@ def limit_provider() -> None:
 def _limited(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     @functools.wraps(read)
     def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-        if PathManager.isfile(str(file_name)):
-            try:
+        try:
+            if PathManager.isfile(str(file_name)):
                 with open_image(file_name):
                     pass
-            except UserError:
-                raise
-            except (OSError, SyntaxError, ValueError):
-                pass  # the reader says what is wrong with it
-        return read(file_name, format)
+            return read(file_name, format)
+        except (UserError, OSError):  # those of d2lite name the file
+            raise
+        except Exception as error:  # Pillow raises anything for damaged files
+            raise UserError(f"image {file_name} cannot be read: {type(error).__name__}: {error}") from error
 
     return read_image

@@ -155,10 +155,10 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _as_tensors(held: Any) -> Any:
-    """Plain containers with tensors in place of arrays."""
-    if isinstance(held, dict):
-        return {key: _as_tensors(value) for key, value in held.items()}
+def _as_tensors(held: Any, levels: int = 3) -> Any:
+    """Dicts with tensors in place of arrays, a few levels down: no file of weights has more."""
+    if isinstance(held, dict) and levels:
+        return {key: _as_tensors(value, levels - 1) for key, value in held.items()}
     if isinstance(held, np.ndarray) and held.dtype.kind in "fiub":
         native = held.astype(held.dtype.newbyteorder("="))
         return torch.from_numpy(native) if native.dtype.name in _OF_TORCH else held
@@ -185,6 +185,9 @@ def unwrap_state_dict(published: Any) -> dict[str, Tensor]:
     if isinstance(published, Mapping):
         weights = next((published[key] for key in _WRAPPERS if isinstance(published.get(key), Mapping)), published)
     if isinstance(weights, Mapping):
+        odd = [key for key, value in weights.items() if isinstance(value, Tensor) and not isinstance(key, str)]
+        if odd:
+            raise CheckpointError(f"the checkpoint's weights have names that are no text, such as {str(odd[0])[:80]}")
         tensors = {key.removeprefix("module."): value for key, value in weights.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors

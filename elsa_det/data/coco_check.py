@@ -355,7 +355,7 @@ def _image_file(image: dict[str, Any], root: Path, look: str) -> Iterator[Findin
     except UserError as error:
         yield Finding(ERROR, str(error), where)
         return
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow raises anything for damaged files
         kind = "image is truncated" if "truncated" in str(error) else f"image cannot be read: {str(error)[:120]}"
         yield Finding(ERROR, kind, where, "replace the file, or take the image out of the json")
         return

@@ -237,7 +237,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise FileNotFoundError(f"There is no image '{path}'.") from None
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:  # Pillow raises all of these
+    except Exception as error:  # Pillow raises anything for damaged files
         raise UserError(f"Image '{path}' cannot be read: {error}") from error
 
 

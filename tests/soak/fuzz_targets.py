@@ -166,17 +166,20 @@ train: {max_iter: 10, decay: 0.05, device: cpu, output_dir: out, amp: {enabled: 
 
 _EVIL = ("os.system", "subprocess.Popen", "builtins.eval", "torch.hub.load", "torch.load", "torch.nn.os.system", "eval",
          "detectron2.utils.registry.locate", "elsa_det.data.functools.partial", "..", "a..b", "torch.nn", "torch.nn.",
-         "torch.nn.Module.__subclasses__", "torch.optim.Adam", "elsa_det.modeling.ELSASwin", "torch." * 500)  # fmt: skip
+         "torch.nn.Module.__subclasses__", "torch.optim.Adam", "elsa_det.modeling.ELSASwin",
+         "torch." * 500)  # fmt: skip
 
 _YAML_VALUES = (
     *_EVIL, *(f"{{_target_: {name}}}" for name in _EVIL), *(f"!!python/name:{name} ''" for name in _EVIL),
     *(f"!!python/object/apply:{name} [1]" for name in _EVIL), "!!python/object/new:os.system [x]", "!!python/module:os",
-    "!!python/object/apply:builtins.set [!!python/object/apply:builtins.range [0, 9999999999]]", "!!binary x", "!!set {a}",
+    "!!python/object/apply:builtins.set [!!python/object/apply:builtins.range [0, 9999999999]]", "!!binary x",
+    "!!set {a}",
     "!!omap [a: 1]", "!!pairs [a: 1]", "!!timestamp 2000-99-99", "2000-13-01", "!!int x", "!!float x", "!!bool x",
     "!!python/tuple 1", "!!python/complex x", "!!python/int 9x", "&a [*a]", "*id001", "&b {<<: *id001}", "{<<: [1]}",
     "${model}", "${model._target_}", "${.x}", "${oc.env:HOME}", "${oc.create:'{_target_: os.system}'}", "${${train}}",
     "${oc.decode:'{_target_: os.system}'}", "${", "???", "0x" + "f" * 5000, "9" * 5000, "1e999", ".nan", "~", "''",
-    "[" * 300 + "]" * 300, "[" * 30, "{? {a: 1} : 2}", "{1: 2, 1.5: 3, null: 4, true: 5}", "{[1]: 2}", "| ", "%YAML 9.9",
+    "[" * 300 + "]" * 300, "[" * 30, "{? {a: 1} : 2}", "{1: 2, 1.5: 3, null: 4, true: 5}", "{[1]: 2}", "| ",
+    "%YAML 9.9",
     "!!python/object:detectron2.layers.ShapeSpec {x: 1}", "!!python/object:detectron2.structures.boxes.BoxMode {a: 1}",
     "!!python/object/apply:detectron2.structures.boxes.BoxMode [99]", "!!python/object/apply:pathlib.PosixPath [1]",
 )  # fmt: skip
@@ -193,7 +196,16 @@ train: {max_iter: 10, decay: 0.05, output_dir: out}
 
 def _check_harmless(cfg: Any) -> None:
     """Of what was accepted, nothing may be a call that is not of the packages that models and data are made of."""
-    allowed = ("detectron2.", "elsa_det.", "torch.nn.", "torch.optim.", "torchvision.", "fvcore.", "builtins.", "torch._C.")
+    allowed = (
+        "detectron2.",
+        "elsa_det.",
+        "torch.nn.",
+        "torch.optim.",
+        "torchvision.",
+        "fvcore.",
+        "builtins.",
+        "torch._C.",
+    )
 
     def look(node: Any) -> None:
         if isinstance(node, dict):
@@ -243,9 +255,12 @@ _KEYS = ("train", "train.max_iter", "model", "model.heads", "model._target_", "o
          "optimizer.betas", "x", "+x", "++x.y", "~x", "a.b.c", "..", "", "train.", "@x", "x@y:z", "model.heads.x", "9",
          "train[max_iter]", "optimizer.betas[0]")  # fmt: skip
 _VALUES = (
-    *_EVIL, *(f"{{_target_:{name}}}" for name in _EVIL), "${train.decay}", "${oc.create:'{_target_: os.system}'}", "1,2",
-    "${model}", "${x}", "[1,[2,[3]]]", "{a:{b:1}}", "'it''s'", '"x', "range(1,10)", "choice(a,b)", "int(5)", "inf", "nan",
-    "null", "true", "9" * 4000, "1e999", "str(${x})", "\\", "$", "=", "==", "[", "{", "[" * 60, "{a:" * 40, "é", "\0", "glob(*)",
+    *_EVIL, *(f"{{_target_:{name}}}" for name in _EVIL), "${train.decay}", "${oc.create:'{_target_: os.system}'}",
+    "1,2",
+    "${model}", "${x}", "[1,[2,[3]]]", "{a:{b:1}}", "'it''s'", '"x', "range(1,10)", "choice(a,b)", "int(5)", "inf",
+    "nan",
+    "null", "true", "9" * 4000, "1e999", "str(${x})", "\\", "$", "=", "==", "[", "{", "[" * 60, "{a:" * 40, "é",
+    "\0", "glob(*)",
     "shuffle(1,2)", "extend_list(1)", "json_str({a:1})", "tag(x,y)", "sort(3,2,1)", "float(x)", "bool(3)", "???", "''",
 )  # fmt: skip
 

@@ -10,7 +10,8 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
-_ODD_BYTES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\xff\xff\xff\x7f", b"-1", b"1e999",
+_ODD_BYTES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\xff\xff\xff\x7f", b"-1",
+b"1e999",
               b"9" * 30, b"NaN", b'"', b"{", b"]", b"\n", b"${", b"\xf0\x9f\x90\x88", b"\xed\xa0\x80")  # fmt: skip
 
 
@@ -53,19 +54,18 @@ def change_json(rng: random.Random, data: bytes) -> bytes:
     """A value put in place of another, a key left out or renamed, an entry twice."""
     content = json.loads(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
-        places = list(_places(content))
-        if not places:
+        place = _place(rng, content)
+        if place is None:
             break
-        holder, key = rng.choice(places)
+        holder, key = place
         way = rng.randrange(6)
         if way <= 2:
             holder[key] = rng.choice(_ODD_VALUES)
         elif way == 3:
             del holder[key]
         elif way == 4:
-            other, other_key = rng.choice(places)
-            value = other[other_key] if _has(other, other_key) else None
-            holder[key] = json.loads(json.dumps(value)) if _depth(value) < 20 else value
+            other, other_key = _place(rng, content) or place
+            holder[key] = json.loads(json.dumps(other[other_key]))
         elif isinstance(holder, list):
             holder.append(holder[key])
         else:
@@ -76,20 +76,13 @@ def change_json(rng: random.Random, data: bytes) -> bytes:
     return json.dumps(content).encode()
 
 
-def _places(node: Any) -> Any:
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in list(items):
-        yield node, key
-        yield from _places(value)
-
-
-def _has(holder: Any, key: Any) -> bool:
-    return key in holder if isinstance(holder, dict) else key < len(holder)
-
-
-def _depth(node: Any) -> int:
-    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return 1 + max(map(_depth, inner), default=0)
+def _place(rng: random.Random, node: Any) -> tuple[Any, Any] | None:
+    """A holder and the key of one of its values, any number of levels down."""
+    place = None
+    while isinstance(node, (dict, list)) and node and (place is None or rng.random() < 0.7):
+        key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
+        place, node = (node, key), node[key]
+    return place
 
 
 def change_lines(rng: random.Random, data: bytes, values: Sequence[str]) -> bytes:
@@ -118,7 +111,8 @@ _OPCODES = (
     b"cos\nsystem\n", b"cbuiltins\neval\n", b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"ccollections\nOrderedDict\n",
     b"cnumpy.core.multiarray\n_reconstruct\n", b"cnumpy._core.multiarray\nscalar\n", b"c_codecs\nencode\n",
     b"cnumpy.core.numeric\n_frombuffer\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n",
-    b"cargparse\nNamespace\n", b"i__main__\nx\n", b"P1\n", b"Q", b"\x82\x01", b"\x8a\x02\xff\x7f", b"\x8b\xff\xff\xff\xff",
+    b"cargparse\nNamespace\n", b"i__main__\nx\n", b"P1\n", b"Q", b"\x82\x01", b"\x8a\x02\xff\x7f",
+    b"\x8b\xff\xff\xff\xff",
 )  # fmt: skip
 
 

@@ -7,9 +7,11 @@ a dtype whose values are taken for pointers. Here stand-ins take their place, wh
 from __future__ import annotations
 
 import collections
+import io
 import math
 import pickle
 import re
+import struct
 from typing import IO, Any
 
 import numpy as np
@@ -93,10 +95,16 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """How protocol 2 spells bytes of which there are none."""
+    return b""
+
+
 NUMPY_GLOBALS: dict[str, Any] = {
     "numpy.ndarray": _Array,
     "numpy.dtype": _Dtype,
     "_codecs.encode": _encode,
+    "__builtin__.bytes": _no_bytes,
     # both spellings: numpy 2 renamed numpy.core, and writes the new one
     **{f"numpy.{core}.multiarray._reconstruct": _reconstruct for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
@@ -106,25 +114,34 @@ NUMPY_GLOBALS: dict[str, Any] = {
 
 
 def with_arrays(held: Any) -> Any:
-    """Plain containers with arrays in place of the stand-ins of :data:`NUMPY_GLOBALS`.
+    """Plain containers with arrays in place of the stand-ins of :data:`NUMPY_GLOBALS`; what is shared stays shared.
 
     Raises:
         RecursionError: it is nested too deeply, or contains itself.
         AttributeError: an array was never filled.
     """
-    if isinstance(held, _Array):
-        return held.array
-    if isinstance(held, _Dtype):
-        return held.dtype
-    if type(held) is dict:
-        return {key: with_arrays(value) for key, value in held.items()}
-    if type(held) is collections.OrderedDict:
-        for key, value in held.items():
-            held[key] = with_arrays(value)
-        return held
-    if type(held) in (list, tuple):
-        return type(held)(with_arrays(value) for value in held)
-    return held
+    made: dict[int, Any] = {}  # a container within a container, both twice, thirty times, are few bytes of a file
+
+    def convert(held: Any) -> Any:
+        if isinstance(held, _Array):
+            return held.array
+        if isinstance(held, _Dtype):
+            return held.dtype
+        kind = type(held)
+        if kind not in (dict, collections.OrderedDict, list, tuple):
+            return held
+        if id(held) not in made:
+            if kind is collections.OrderedDict:
+                for key, value in held.items():
+                    held[key] = convert(value)
+                made[id(held)] = held
+            elif kind is dict:
+                made[id(held)] = {key: convert(value) for key, value in held.items()}
+            else:
+                made[id(held)] = kind(convert(value) for value in held)
+        return made[id(held)]
+
+    return convert(held)
 
 
 # Python's own unpickler and not C's, which makes room for as many objects as a few bytes of a file tell it to.
@@ -141,7 +158,7 @@ class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined, misc]
 
     def load_build(self) -> None:
         """Set the state of what has one; functions and classes keep theirs."""
-        state, made = self.stack.pop(), self.stack[-1]
+        state, made = self.stack.pop(), self.stack[-1]  # type: ignore[attr-defined]
         if isinstance(made, (_Array, _Dtype)):
             made.__setstate__(state)
         elif type(made) is collections.OrderedDict and isinstance(state, dict):
@@ -149,7 +166,16 @@ class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined, misc]
         else:
             raise pickle.UnpicklingError(f"a {type(made).__name__} has a state of its own")
 
-    dispatch[pickle.BUILD[0]] = load_build
+    def load_bytearray8(self) -> None:
+        """Read as many bytes as there are, instead of making room for as many as are said to be there."""
+        (size,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
+        values = self.read(size)  # type: ignore[attr-defined]
+        if len(values) < size:
+            raise EOFError("the file ends within an array")
+        self.append(bytearray(values))  # type: ignore[attr-defined]
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[assignment]
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
 
 def unpickle_arrays(file: IO[bytes]) -> Any:
@@ -162,7 +188,8 @@ def unpickle_arrays(file: IO[bytes]) -> Any:
         pickle.UnpicklingError: it is no pickle, or holds anything else (:class:`RefusedGlobal`).
     """
     try:
-        return with_arrays(_ArraysOnly(file, encoding="latin1").load())
+        # In memory, where reading more than there is makes no room for it.
+        return with_arrays(_ArraysOnly(io.BytesIO(file.read()), encoding="latin1").load())
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a damaged pickle raises anything

@@ -178,8 +178,14 @@ def test_from_provider_to_provider(tmp_path, writer, reader):
         ("!!python/name:torch.nn.modules.module.torch.load ''", "torch.serialization.load' is not among what"),
         ("!!python/name:torch.from_file ''", "is not among what"),
         ("!!python/name:torch.nn.Module._apply ''", "is private"),
-        ("!!python/object/apply:functools.partial {{state: [!!python/name:torch.hub.load '', [a, b], {{}}]}}", "is not among what"),
-        ("!!python/object/apply:builtins.set [!!python/object/apply:builtins.range [0, 10000000000]]", "a range is not made"),
+        (
+            "!!python/object/apply:functools.partial {{state: [!!python/name:torch.hub.load '', [a, b], {{}}]}}",
+            "is not among what",
+        ),
+        (
+            "!!python/object/apply:builtins.set [!!python/object/apply:builtins.range [0, 10000000000]]",
+            "a range is not made",
+        ),
         ("&b [*b]", "refers to itself"),
         ("!!python/name:detectron2.layers.NoSuchThing ''", "not part of d2lite"),
         ("!!python/object:torch.nn.modules.activation.ReLU {{}}", "only dataclasses"),
