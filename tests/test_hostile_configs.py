@@ -83,7 +83,9 @@ def test_a_saved_config_that_calls_something_else_is_refused(saved, line, messag
     assert "antigravity" not in sys.modules  # it opens a browser when it is imported
 
 
-@pytest.mark.parametrize("override", ["a._target_=os.system", "+x={b: [{_target_: builtins.eval}]}", "+x=${oc.create:b}"])
+@pytest.mark.parametrize(
+    "override", ["a._target_=os.system", "+x={b: [{_target_: builtins.eval}]}", "+x=${oc.create:b}"]
+)
 def test_overrides_call_nothing_else_either(saved, tmp_path, override):
     script = tmp_path / "leaf.py"
     script.write_text(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -21,6 +23,7 @@ from elsa_det.engine.demo import Demo, DemoTargets
 from elsa_det.engine.demo_inputs import FrameSource
 from elsa_det.engine.predictor import Predictor, as_bgr, read_image
 from elsa_det.errors import UserError
+from elsa_det.evaluation import SemanticEvaluator
 from elsa_det.images import check_size
 from elsa_det.json_files import read_json
 
@@ -97,6 +100,17 @@ def test_label_maps_stay_in_their_folder(tmp_path, monkeypatch):
     assert entry["sem_seg_file_name"].endswith("labels/a.png")
 
 
+def test_predictions_stay_in_their_folder(tmp_path):
+    evaluator = SemanticEvaluator.__new__(SemanticEvaluator)
+    evaluator.folder, evaluator.metadata = tmp_path / "out", SimpleNamespace(get=lambda key: "data/images")
+    for name, expected in (
+        ("data/images/town/a.jpg", "town/a.png"),
+        ("data/images/../../../b.jpg", "b.png"),
+        ("/etc/c.jpg", "c.png"),
+    ):
+        assert evaluator.prediction_file({"file_name": name}) == tmp_path / "out" / expected
+
+
 @pytest.mark.parametrize("size", [(50_000, 50_000), (50_000, 2), (2, 40_000), (14_000, 14_000)])
 def test_images_are_refused_by_their_header(tmp_path, coco, size):
     image = png_header(tmp_path / "images" / "bomb.png", *size)
@@ -119,7 +133,9 @@ def test_the_limit_can_be_moved(tmp_path, monkeypatch):
     Image.new("RGB", (30, 20)).save(path)
     monkeypatch.setenv("ELSA_DET_MAX_IMAGE_PIXELS", "599")
     for refused in (lambda: read_image(path), lambda: as_bgr(np.zeros((20, 30, 3), np.uint8))):
-        with pytest.raises(UserError, match=r"30×20 pixels \(width×height\), 600 in all, and no more than 599 are read"):
+        with pytest.raises(
+            UserError, match=r"30×20 pixels \(width×height\), 600 in all, and no more than 599 are read"
+        ):
             refused()
     monkeypatch.setenv("ELSA_DET_MAX_IMAGE_PIXELS", "600")
     assert read_image(path).shape == (20, 30, 3)
@@ -182,7 +198,8 @@ def test_numbers_that_no_image_has(coco, value):
         (finding, *_) = check_coco(json_file, root).of(ERROR)
         assert "not two positive whole numbers" in finding.kind
     json_file, root = coco("a.png")
-    content = read_coco(json_file := __import__("pathlib").Path(json_file))
+    json_file = Path(json_file)
+    content = read_coco(json_file)
     for changes in ({"bbox": [1, 1, value, 2]}, {"segmentation": {"size": [6, value], "counts": [48]}}):
         changed = content | {"annotations": [content["annotations"][0] | changes]}
         json_file.write_text(json.dumps(changed))
