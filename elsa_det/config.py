@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from . import __version__
 from .config_errors import explained
+from .config_targets import calls_in, read_yaml_config
 from .d2 import PROVIDER_VERSION, LazyConfig
 from .errors import UserError
 from .overrides import apply_overrides
@@ -53,17 +55,32 @@ def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     """Load a LazyConfig file, apply overrides, and settle the device.
 
+    A ``.py`` file is a program, and runs. A ``.yaml`` file is data: it, and overrides, may call what
+    :mod:`elsa_det.d2lite.config.trusted` lists, and what the user adds by ``ELSA_DET_TRUST``.
+
     Raises:
         FileNotFoundError: the file does not exist.
-        UserError: the file cannot be loaded, an override does not fit the config, or CUDA is asked for and not there.
+        UserError: the file cannot be loaded, an override does not fit the config, CUDA is asked for and not there, the
+            file's name ends in something else, or a file of data cannot be read or calls what is not allowed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config file {path} does not exist (looked for {Path(path).absolute()})")
-    with explained(path):
-        cfg = LazyConfig.load(str(path))
-    apply_overrides(cfg, overrides)
-    if "train" in cfg:
-        settle_device(cfg.train)
+    suffix = Path(path).suffix
+    if suffix in (".yaml", ".yml"):
+        with explained(path):
+            cfg, known = read_yaml_config(path), frozenset[str]()
+    elif suffix == ".py":
+        with explained(path):
+            cfg = LazyConfig.load(str(path))
+        known = calls_in(cfg) if overrides else frozenset()
+    else:
+        raise UserError(f"config file {path} has to end in .py, .yaml or .yml")
+    cfg = apply_overrides(cfg, overrides, known)
+    try:
+        if "train" in cfg:
+            settle_device(cfg.train)
+    except OmegaConfBaseException as error:
+        raise UserError(f"config file {path}: {str(error).splitlines()[0]}") from error
     return cfg
 
 
@@ -105,14 +122,21 @@ def stamp_config(path: str | Path) -> None:
 
 
 def settle_device(train: Any) -> None:
-    """Resolve ``train.device == "auto"`` to CUDA when there, else the CPU, and turn mixed precision off on the CPU."""
+    """Resolve ``train.device == "auto"`` to CUDA when there, else the CPU, and turn mixed precision off on the CPU.
+
+    Raises:
+        UserError: CUDA is asked for and not there, or ``train`` or ``train.amp`` holds no keys.
+    """
+    for key, group in (("train", train), ("train.amp", train.get("amp") if isinstance(train, Mapping) else None)):
+        if not isinstance(group, Mapping) and not (group is None and key == "train.amp"):
+            raise UserError(f"{key} is {str(group)[:80]!r}, and must be a group of keys")
     asked = train.get("device", "auto")
     if asked == "auto":
         train.device = "cuda" if torch.cuda.is_available() else "cpu"
     elif str(asked).startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"train.device={asked}, but torch {torch.__version__} sees no CUDA device: use cpu or auto")
     amp = train.get("amp")
-    if str(train.device) == "cpu" and amp is not None and amp.enabled:
+    if str(train.device) == "cpu" and amp is not None and amp.get("enabled"):
         amp.enabled = False
         train.amp_off_on_cpu = True
 

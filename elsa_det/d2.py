@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import warnings
+from typing import Any
 
 UPSTREAM, LITE = "upstream", "lite"
 
@@ -226,6 +227,27 @@ else:
     from elsa_det.d2lite.utils.logger import setup_logger
     from elsa_det.d2lite.utils.visualizer import ColorMode, Visualizer
 
+# What is not Detectron2's, and serves both: reading files without running code that they name.
+from elsa_det.d2lite.checkpoint.pickle_arrays import (  # noqa: E402
+    NUMPY_GLOBALS,
+    RefusedGlobal,
+    unpickle_arrays,
+    with_arrays,
+)
+from elsa_det.d2lite.config.trusted import NotTrusted, check_trusted, find_trusted  # noqa: E402
+from elsa_det.d2lite.config.yaml_io import load_yaml  # noqa: E402
+from elsa_det.d2lite.utils.registry import locate as locate_in_lite  # noqa: E402
+from elsa_det.d2lite.utils.trust import CHECKPOINTS, PATHS, TRUST_VARIABLE, trusted  # noqa: E402
+
+
+def locate(name: str) -> Any:
+    """The object with this dotted name; ``detectron2.…`` is the provider's.
+
+    Raises:
+        ImportError: nothing has this name.
+    """
+    return locate_in_lite(name, lite=PROVIDER == LITE)
+
 
 def describe_provider() -> str:
     """One line that says which Detectron2 runs, for logs and reports."""
@@ -237,5 +259,5 @@ def describe_provider() -> str:
     return f"d2lite {PROVIDER_VERSION}, the embedded default ({reason})"
 
 
-_NOT_EXPORTED = ("annotations", "contextlib", "os", "sys", "warnings")
+_NOT_EXPORTED = ("Any", "annotations", "contextlib", "os", "sys", "warnings")
 __all__ = [name for name in globals() if not name.startswith("_") and name not in _NOT_EXPORTED]

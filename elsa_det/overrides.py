@@ -11,47 +11,63 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from .config_targets import calls_in, check_calls
 from .d2 import LazyConfig
 from .errors import UserError
 
 _SCALARS: tuple[type, ...] = (bool, int, float, str)
 
 
-def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str], known: frozenset[str] | None = None) -> DictConfig:
     """Change a config in place, as ``LazyConfig.apply_overrides`` but with every key and type checked.
 
     Args:
         cfg: the config.
         overrides: ``a.b=1``, ``a.list.0=x``, ``a={b: 1}`` in hydra's grammar. A key must exist, or be an argument of
             the object that its node makes; ``+a.b=1`` adds any key.
+        known: names that the config may call beside what every one may, see
+            :func:`~elsa_det.config_targets.check_calls`; default: those that it calls now.
 
     Returns:
         ``cfg``.
 
     Raises:
-        UserError: an override is not understood, its key does not exist (the nearest that do are named), or its value
-            is of another type than the one it replaces.
+        UserError: an override is not understood, its key does not exist (the nearest that do are named), its value
+            is of another type than the one it replaces, or it has the config call what is not allowed.
     """
+    if known is None and overrides:
+        known = calls_in(cfg)
     for text in overrides:
         added = text.startswith("+")
         try:
             parsed = OverridesParser.create().parse_override(text)
             value = None if parsed.is_delete() else parsed.value()
-        except HydraException as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f"override {text!r} is not understood: write key=value, quote text that has commas, spaces or brackets "
-                f"(key='\"a, b\"'). {str(error).splitlines()[0]}"
+                f"(key='\"a, b\"'). {_first_line(error)}"
             ) from error
         key = parsed.key_or_group
         if parsed.is_delete():
             raise UserError(f"override {text!r}: keys cannot be deleted; set {key}=null instead")
         if parsed.is_sweep_override():
             raise UserError(f"override {text!r} gives {key} a choice of values: write a list as {key}=[a,b]")
-        if not added:
-            _check_type(key, _existing(cfg, key), value)
-        LazyConfig.apply_overrides(cfg, [text.lstrip("+")])
+        try:
+            if not added:
+                _check_type(key, _existing(cfg, key), value)
+            LazyConfig.apply_overrides(cfg, [text.lstrip("+")])
+        except UserError:
+            raise
+        except (OmegaConfBaseException, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"override {text!r} does not fit the config: {_first_line(error)}") from error
+        check_calls(cfg, f"override {text!r}", known or frozenset())
     return cfg
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _existing(cfg: DictConfig, key: str) -> Any:

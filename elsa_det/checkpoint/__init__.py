@@ -1,6 +1,7 @@
 """Reading checkpoints: published weights, our own, and an account of what was loaded."""
 
 from .backbone import convert_backbone_state_dict, describe_backbone
+from .checkpointer import SafeCheckpointer
 from .conversion import Conversion
 from .convert_file import account, convert_file, convert_published, summary
 from .detector import (
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "Conversion",
     "LoadReport",
+    "SafeCheckpointer",
     "account",
     "check_initial_weights",
     "convert_backbone_state_dict",

@@ -53,7 +53,7 @@ def convert_backbone(published: Mapping[str, Any]) -> Conversion:
     if is_mmdet_swin([name for name, _ in named.values()]):
         named = {key: from_mmdet_swin(name, value) for key, (name, value) in named.items()}
     names = {name for name, _ in named.values()}
-    if "patch_embed.proj.weight" not in names or not any(name.startswith("layers.") for name in names):
+    if "patch_embed.proj.weight" not in names or not any(re.match(r"layers\.\d+\.", name) for name in names):
         raise CheckpointError(
             f"these are not the weights of an ELSA-Swin or Swin backbone: the first keys are {list(source)[:5]}, "
             "expected patch_embed.proj.weight and layers.*"

@@ -1,5 +1,6 @@
 """Data: what elsa_det adds to Detectron2's."""
 
+from ..images import limit_provider
 from .augmentation import OneOf, RandomTranspose
 from .coco import registered_coco
 from .copy_paste import build_copy_paste_train_loader
@@ -12,6 +13,8 @@ from .semantic import (
     SemanticMapper,
     registered_semantic,
 )
+
+limit_provider()
 
 __all__ = [
     "OneOf",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..d2 import DatasetCatalog, MetadataCatalog, register_coco_instances
+from ..d2 import DatasetCatalog, MetadataCatalog, load_coco_json
 from ..errors import UserError
+from .paths import check_inside
 
 
 def registered_coco(name: str | None, json_file: str | None = None, image_root: str | None = None) -> str:
@@ -23,7 +25,34 @@ def registered_coco(name: str | None, json_file: str | None = None, image_root: 
             was registered with another image folder.
         FileNotFoundError: the json or the folder does not exist.
     """
-    return registered(name, json_file, image_root, register_coco_instances)
+    return registered(name, json_file, image_root, _register)
+
+
+def _register(name: str, metadata: dict[str, Any], json_file: str, image_root: str) -> None:
+    """As ``register_coco_instances`` does it, but what is loaded is checked."""
+    DatasetCatalog.register(name, partial(load_own_coco, json_file, image_root, name))
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+
+
+def load_own_coco(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
+    """``load_coco_json`` of data whose files stay below ``image_root``.
+
+    Raises:
+        FileNotFoundError: the json does not exist.
+        UserError: it cannot be read, or names a file that is not below ``image_root``.
+    """
+    try:
+        entries = load_coco_json(json_file, image_root, name)
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, RecursionError,
+            MemoryError) as error:  # fmt: skip
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{json_file} cannot be read as COCO-format data ({type(error).__name__}: {error}). See all faults with: "
+            f"tools/check_data.py --json {json_file} --images {image_root}"
+        ) from error
+    check_inside((entry["file_name"] for entry in entries), image_root, json_file)
+    return entries
 
 
 def registered(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..errors import UserError
+from ..images import check_size
+from ..json_files import read_json
 from .image_files import UnreadableImage, image_size
+from .paths import ALLOW, leads_out
 
 ERROR, DROPPED, NOTE = "error", "dropped", "note"
 SEVERITIES = (ERROR, DROPPED, NOTE)
@@ -26,6 +28,7 @@ FEW = 2000
 
 #: COCO's bounds between small, medium and large objects, in square pixels
 _SMALL, _MEDIUM = 32**2, 96**2
+_FARTHEST = 1e12  #: coordinates beyond it, and NaN, are no numbers of pixels
 _TOLERANCE = 1.0  #: pixels that annotations may reach beyond their image, by rounding
 
 
@@ -139,10 +142,7 @@ def read_coco(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"annotations {path} do not exist (looked for {path.absolute()})")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not json: {error}. Is the download complete?") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(
             f"{path} is not in COCO format: expected an object with the lists images, annotations and categories, got "
@@ -180,7 +180,7 @@ def _categories(entries: list[Any], report: CocoReport) -> dict[Any, str]:
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 and value == int(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 2**53 and value == int(value)
 
 
 def _images(entries: list[Any], report: CocoReport) -> dict[Any, dict[str, Any]]:
@@ -202,6 +202,11 @@ def _images(entries: list[Any], report: CocoReport) -> dict[Any, dict[str, Any]]
         if not (_positive(entry["height"]) and _positive(entry["width"])):
             size = f"{entry['width']!r} x {entry['height']!r}"
             report.findings.append(Finding(ERROR, f"size {size} is not two positive whole numbers", where))
+            continue
+        try:
+            check_size(entry["width"], entry["height"], "the image")
+        except UserError as error:
+            report.findings.append(Finding(ERROR, str(error), where))
             continue
         image_id = _hashable(entry["id"])
         if image_id in found:
@@ -263,7 +268,8 @@ def _annotation(
 
 def _numbers(values: Any) -> bool:
     return isinstance(values, list) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in values
+        isinstance(value, (int, float)) and not isinstance(value, bool) and -_FARTHEST < value < _FARTHEST
+        for value in values
     )
 
 
@@ -351,10 +357,12 @@ def _rle(segmentation: dict[str, Any], height: int, width: int, where: str) -> I
 def _image_file(image: dict[str, Any], root: Path, look: str) -> Iterator[Finding]:
     where = f"image {image['id']} ({image['file_name']})"
     path = root / image["file_name"]
-    if not path.resolve().is_relative_to(root.resolve()):
-        yield Finding(ERROR, "file_name leads out of the image folder", where, "name a file below that folder")
+    if leads_out(path, root):
+        yield Finding(
+            ERROR, "file_name leads out of the image folder", where, f"name a file below that folder; {ALLOW}"
+        )
         return
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's raises for names that are too long
         yield Finding(
             ERROR, "image file is missing", where, f"looked for {path}; put it there, or take it out of the json"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .paths import check_inside
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def merge(
             of_class = {category["id"]: ids[category["name"]] for category in content["categories"]}
             within = "" if root == together else os.path.relpath(os.path.abspath(root), together)
             own = [image | {"file_name": os.path.join(within, image["file_name"])} for image in content["images"]]
+            check_inside((image["file_name"] for image in content["images"]), root, json_file)
             known = {image["id"] for image in own}
             objects = [
                 annotation | {"category_id": of_class[annotation["category_id"]]}

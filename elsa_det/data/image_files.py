@@ -7,6 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from ..errors import UserError
+from ..images import open_image
+
 #: with what a whole file ends, by Pillow's name of the format
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
@@ -23,14 +26,16 @@ def image_size(path: str | Path, *, decode: bool) -> tuple[int, int]:
         decode: decode all of it; otherwise only a JPEG or PNG that does not end as a whole one does.
 
     Raises:
-        UnreadableImage: the file is truncated or no image.
+        UnreadableImage: the file is truncated, no image, or larger than is read.
     """
     try:
-        with Image.open(path) as opened:
+        with open_image(path, "the image") as opened:
             if decode or not _ends_as_it_should(path, opened.format):
                 return ImageOps.exif_transpose(opened).size
             return _upright_size(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+    except UserError as error:  # too large
+        raise UnreadableImage(str(error)) from error
+    except Exception as error:  # Pillow raises anything for damaged files
         raise UnreadableImage(
             "image is truncated" if "truncated" in str(error) else f"image cannot be read: {str(error)[:120]}"
         ) from error

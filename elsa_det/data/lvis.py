@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import os
 import re
 import sys
@@ -15,7 +14,9 @@ import numpy as np
 
 from ..d2 import PROVIDER, UPSTREAM, DatasetCatalog, MetadataCatalog, load_lvis_json
 from ..errors import UserError
+from ..json_files import read_json
 from .coco import registered
+from .paths import check_inside
 
 # Its requirements name old releases; what it needs is installed with elsa_det.
 _INSTALL = "pip install --no-deps --no-build-isolation 'git+https://github.com/lvis-dataset/lvis-api'"
@@ -47,13 +48,12 @@ def _register(name: str, metadata: dict[str, Any], json_file: str, image_root: s
 
 def _load(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
     """The images of own data; the names of the classes go into the metadata."""
-    with open(json_file, encoding="utf-8") as file:
-        content = json.load(file)
+    content = read_json(json_file)
     try:
         categories = {category["id"]: category for category in content["categories"]}
         names = [(categories[i].get("synonyms") or [categories[i]["name"]])[0] for i in sorted(categories)]
         unplaced = [image["id"] for image in content["images"] if "coco_url" not in image]
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{json_file} is not in LVIS's format: {type(error).__name__} {error}") from error
     if sorted(categories) != list(range(1, len(categories) + 1)):
         raise UserError(f"{json_file}: LVIS's category ids are 1 to N, but these are {sorted(categories)[:10]} …")
@@ -63,7 +63,9 @@ def _load(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
             "(folder/file) say where an image lies below image_root"
         )
     MetadataCatalog.get(name).thing_classes = names
-    return load_lvis_json(json_file, os.path.join(image_root, ""))
+    entries = load_lvis_json(json_file, os.path.join(image_root, ""))
+    check_inside((entry["file_name"] for entry in entries), image_root, json_file)
+    return entries
 
 
 def _check_lvis_package() -> None:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from ..errors import UserError
+from ..images import check_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
@@ -74,7 +75,8 @@ class FrameSource:
 
         Raises:
             FileNotFoundError: There is no such file.
-            UserError: It cannot be read as a video, or there is no such camera.
+            UserError: It cannot be read as a video, its frames are larger than :mod:`elsa_det.images` allows, or there
+                is no such camera.
         """
         if isinstance(source, int):
             self.name, opened = f"camera {source}", cv2.VideoCapture(source)
@@ -91,6 +93,12 @@ class FrameSource:
                     "program may be using it, or this user may not have access to it."
                 )
             raise UserError(f"Video '{self.name}' cannot be read: it is no video, or OpenCV lacks its codec.")
+        size = (opened.get(cv2.CAP_PROP_FRAME_WIDTH), opened.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        try:
+            check_size(*size, f"a frame of video '{self.name}'")
+        except UserError:
+            opened.release()
+            raise
         self._capture = opened
         fps, count = opened.get(cv2.CAP_PROP_FPS), opened.get(cv2.CAP_PROP_FRAME_COUNT)
         self.fps_known = math.isfinite(fps) and 0 < fps <= 1000

@@ -44,6 +44,7 @@ from pycocotools import mask as coco_mask
 
 from ..d2 import Instances, PathManager
 from ..errors import UserError
+from ..json_files import read_json
 from .drawing import confident, draw_predictions
 from .semantic_figures import draw_segmentation, is_segmentation
 
@@ -395,12 +396,13 @@ def _read_coco(path: str) -> dict[str, Any]:
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"There are no annotations '{path}' (looked for {os.path.abspath(path)}).")
     try:
-        with PathManager.open(path, "r") as file:
-            content = json.load(file)
+        content = read_json(PathManager.get_local_path(path))
         return {
             "images": [{"file_name": str(e["file_name"]), "id": e["id"]} for e in content.get("images", [])],
             "categories": [{"name": str(e["name"]), "id": e["id"]} for e in content["categories"]],
         }
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{path}' is not in COCO's format: {type(error).__name__}: {error}") from error
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from ..analysis import analyze, build_on_meta
-from ..checkpoint import check_initial_weights, load_initial_weights
+from ..checkpoint import SafeCheckpointer, check_initial_weights, load_initial_weights
 from ..config import check_complete, describe_device, load_config
-from ..d2 import DetectionCheckpointer, EventStorage, comm, describe_provider, instantiate, seed_all_rng
+from ..d2 import EventStorage, comm, describe_provider, instantiate, seed_all_rng
 from ..data.coco_check import HEADERS, PIXELS
 from ..errors import UserError
 from ..evaluation import limit_evaluation, semantic_modes, with_tta
@@ -84,7 +84,7 @@ def dry_run(args: argparse.Namespace) -> DryRun:
     check_writable(output_dir)
     read_switches(cfg)
     deterministic = check_deterministic(cfg)
-    if not (args.resume and DetectionCheckpointer(nn.Module(), output_dir).has_checkpoint()):
+    if not (args.resume and SafeCheckpointer(nn.Module(), output_dir).has_checkpoint()):
         check_initial_weights(cfg.train.init_checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         cfg.train.output_dir = folder

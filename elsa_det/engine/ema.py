@@ -11,7 +11,8 @@ import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ..d2 import DetectionCheckpointer, HookBase, comm
+from ..checkpoint import SafeCheckpointer
+from ..d2 import HookBase, comm
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ EMA_KEY = "ema_state"
 EMA_FILE = "model_final_ema"
 
 
-class WeightsWriter(DetectionCheckpointer):
+class WeightsWriter(SafeCheckpointer):
     """Writes weights beside the checkpoints of a run, without becoming what ``--resume`` goes on from."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

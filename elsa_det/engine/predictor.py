@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -16,11 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps
 from torch import nn
 
-from ..checkpoint import FROM_SCRATCH, CheckpointError, load_initial_weights
+from ..checkpoint import FROM_SCRATCH, CheckpointError, SafeCheckpointer, load_initial_weights
 from ..config import load_config, settle_device
-from ..d2 import DetectionCheckpointer, LazyConfig, MetadataCatalog, PathManager, inference_context, instantiate
+from ..config_targets import calls_in, check_calls
+from ..d2 import LazyConfig, MetadataCatalog, PathManager, inference_context, instantiate
 from ..d2 import transforms as T
 from ..errors import UserError
+from ..images import check_size, open_image
+from ..json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +178,7 @@ def _load_config(
             cfg = load_config(os.fspath(config), overrides)
         else:
             cfg = LazyConfig.apply_overrides(copy.deepcopy(config), list(overrides))
+            check_calls(cfg, "overrides", calls_in(config))
             if "train" in cfg:
                 settle_device(cfg.train)
     except (FileNotFoundError, ValueError):
@@ -201,7 +204,7 @@ def _load_model(cfg: DictConfig, checkpoint: str | os.PathLike[str] | None, stri
         if report is None or report.initialised:
             raise CheckpointError(f"Prediction needs the weights of the whole model. {report}")
     else:
-        DetectionCheckpointer(model).load(path)
+        SafeCheckpointer(model).load(path)
     return model.to(OmegaConf.select(cfg, "train.device") or "cpu").eval()
 
 
@@ -225,15 +228,17 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not an image that can be read.
+        UserError: It is not an image that can be read, or larger than :mod:`elsa_det.images` allows.
     """
     try:
-        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
+        with open_image(path) as image:
             return as_bgr(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no image '{path}'.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
-        raise ValueError(f"Image '{path}' cannot be read: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises anything for damaged files
+        raise UserError(f"Image '{path}' cannot be read: {error}") from error
 
 
 def as_bgr(image: np.ndarray | Image.Image) -> np.ndarray:
@@ -244,6 +249,7 @@ def as_bgr(image: np.ndarray | Image.Image) -> np.ndarray:
         ValueError: The array is not (H, W, 3) uint8, or is empty.
     """
     if isinstance(image, Image.Image):
+        check_size(*image.size, "an image")
         upright = ImageOps.exif_transpose(image)
         return np.asarray(upright.convert("RGB"))[:, :, ::-1]
     if not isinstance(image, np.ndarray):
@@ -251,6 +257,7 @@ def as_bgr(image: np.ndarray | Image.Image) -> np.ndarray:
         raise TypeError(f"An image must be a NumPy array or a PIL image, got {type(image).__name__}{hint}.")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"An image must be (H, W, 3) uint8 in BGR order, got {image.shape} {image.dtype}.")
+    check_size(image.shape[1], image.shape[0], "an image")
     return image
 
 
@@ -270,6 +277,9 @@ def class_names(metadata: Any) -> list[str] | None:
 
 @functools.lru_cache(maxsize=8)  # asked for with every image that is drawn, and COCO's files are large
 def _category_names(json_file: str) -> tuple[str, ...]:
-    with PathManager.open(json_file, "r") as file:
-        categories = json.load(file).get("categories", [])
-    return tuple(category["name"] for category in sorted(categories, key=lambda category: category["id"]))
+    content = read_json(PathManager.get_local_path(json_file))
+    try:
+        categories = sorted(content.get("categories", []), key=lambda category: category["id"])
+        return tuple(category["name"] for category in categories)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{json_file} is not in COCO format: {type(error).__name__}: {error}") from error

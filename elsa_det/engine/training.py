@@ -13,10 +13,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
-from ..checkpoint import CheckpointError, check_initial_weights, load_initial_weights
+from ..checkpoint import CheckpointError, SafeCheckpointer, check_initial_weights, load_initial_weights
 from ..config import check_complete, describe_device, load_config, stamp_config
 from ..d2 import (
-    DetectionCheckpointer,
     comm,
     create_ddp_model,
     default_setup,
@@ -99,7 +98,7 @@ def main(args: argparse.Namespace) -> Any:
 
 
 def _has_checkpoint(cfg: Any) -> bool:
-    return DetectionCheckpointer(nn.Module(), cfg.train.output_dir).has_checkpoint()
+    return SafeCheckpointer(nn.Module(), cfg.train.output_dir).has_checkpoint()
 
 
 def evaluate(cfg: Any, model: nn.Module, *, label: str = "") -> Any:
@@ -193,7 +192,7 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
     if switches.ema.enabled:  # made once all processes have the same weights
         ema = ModelEMA(model, switches.ema.decay, warmup=switches.ema.warmup, output_dir=output_dir)
     averaged = {} if ema is None else {EMA_KEY: ema.checkpointable}
-    checkpointer = DetectionCheckpointer(parallel, output_dir, trainer=trainer, **averaged)
+    checkpointer = SafeCheckpointer(parallel, output_dir, trainer=trainer, **averaged)
     evaluation = _Evaluation(cfg, parallel, ema, switches)
 
     def write_final() -> None:

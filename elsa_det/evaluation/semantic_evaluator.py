@@ -100,6 +100,8 @@ class SemanticEvaluator(DatasetEvaluator):
         assert self.folder is not None
         path, root = Path(given["file_name"]), self.metadata.get("image_root")
         below = path.relative_to(root) if root and path.is_relative_to(root) else Path(path.name)
+        if ".." in below.parts:  # it would lead out of the folder of predictions
+            below = Path(path.name)
         return self.folder / below.with_suffix(".png")
 
     def evaluate(self) -> OrderedDict[str, Any] | None:

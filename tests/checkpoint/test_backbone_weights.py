@@ -167,7 +167,7 @@ class Payload:
 
 def test_code_in_a_checkpoint_is_refused(tmp_path, capsys):
     torch.save({"state_dict": published(), "hook": Payload()}, tmp_path / "bad.pth")
-    with pytest.raises(CheckpointError, match="print.*could run code.*allow_code=True"):
+    with pytest.raises(CheckpointError, match="print.*could run code.*ELSA_DET_TRUST=checkpoints.*allow_code=True"):
         read_checkpoint(tmp_path / "bad.pth")
     assert "code ran" not in capsys.readouterr().out
 

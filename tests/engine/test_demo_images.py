@@ -189,7 +189,7 @@ class TestCoco:
         [
             ('{"categories": [{"id": 3, "name": "dog"}]}', "has no category 'cat'.*it has dog"),
             ("[]", "not in COCO's format"),
-            ('{"categories": [{"id": 3', "not in COCO's format"),
+            ('{"categories": [{"id": 3', "bad.json is not json"),
             ('{"images": []}', "not in COCO's format.*categories"),
         ],
     )

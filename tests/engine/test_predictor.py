@@ -98,7 +98,8 @@ class TestBuilding:
         assert predictor.class_names is None
         assert "nowhere.json" in caplog.text
 
-    def test_saved_and_loaded_configs(self, stub, tmp_path):
+    def test_saved_and_loaded_configs(self, stub, tmp_path, monkeypatch):
+        monkeypatch.setenv("ELSA_DET_TRUST", "stub_detector")  # whose class the saved config calls
         cfg = LazyConfig.load(str(stub[0]))
         saved = tmp_path / "config.yaml"
         LazyConfig.save(cfg, str(saved))

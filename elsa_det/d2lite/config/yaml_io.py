@@ -7,13 +7,12 @@ dataclasses and enums of Detectron2 and elsa_det are built, and so are a few pla
 
 from __future__ import annotations
 
-import builtins
 import collections
 import dataclasses
 import enum
 import functools
 import pathlib
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,10 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from ..utils.registry import _convert_target_to_string, locate, to_public_name
-
-TRUSTED_PACKAGES = {"detectron2", "elsa_det", "torch", "torchvision", "fvcore"}
-"""Packages whose functions and classes ``python/name`` may refer to. Add your own package to read its names."""
+from .trusted import NotTrusted, find_trusted
 
 _BUILDING_PACKAGES = ("detectron2", "elsa_det")
-_SAFE_BUILTINS = {
-    *("bool", "int", "float", "complex", "str", "bytes", "list", "tuple", "dict", "set", "frozenset", "range", "slice"),
-    *("abs", "len", "max", "min", "round", "sorted", "sum"),
-}
+_LARGEST = 200_000  # values; the largest configs of the toolkit have some hundred
 _TAG = "tag:yaml.org,2002:python/"
 
 
@@ -38,13 +32,57 @@ def dump_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, default_flow_style=None, allow_unicode=True, width=9999)
 
 
-def load_yaml(text: str | bytes) -> Any:
+def load_yaml(text: str | bytes, locate: Callable[[str], Any] = locate) -> Any:
     """What :func:`dump_yaml` or Detectron2 wrote.
 
+    Args:
+        text: the file's content.
+        locate: from a dotted name to its object; by default Detectron2's names give d2lite's objects.
+
     Raises:
-        yaml.YAMLError: it is not YAML, or has a tag that is not allowed.
+        yaml.YAMLError: it is not YAML, has a tag that is not allowed, or is nested too deeply.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        loader = _Loader(text)
+    except ValueError as error:  # not text, in a way that PyYAML does not expect
+        raise yaml.YAMLError(str(error)) from error
+    loader.locate = locate
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except (ValueError, TypeError, OverflowError, LookupError, AttributeError) as error:
+        # PyYAML makes numbers and dates of what looks like them, and trips where it only looks so
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Raise if the document, with everything that ``*alias`` repeats, is larger than any config."""
+    sizes: dict[int, int | None] = {}  # None: being counted
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in sizes:
+            known = sizes[id(node)]
+            if known is None:
+                raise ConstructorError(None, None, "it refers to itself", node.start_mark)
+            return known
+        sizes[id(node)] = None
+        total = 1
+        if isinstance(node, yaml.SequenceNode):
+            total += sum(map(size, node.value))
+        elif isinstance(node, yaml.MappingNode):
+            total += sum(size(key) + size(value) for key, value in node.value)
+        sizes[id(node)] = total
+        return total
+
+    if size(root) > _LARGEST:
+        raise ConstructorError(None, None, f"its aliases unfold to more than {_LARGEST:,} values", root.start_mark)
 
 
 class _Dumper(yaml.Dumper):
@@ -69,31 +107,17 @@ _Dumper.add_multi_representer(np.generic, lambda dumper, value: dumper.represent
 
 
 class _Loader(yaml.SafeLoader):
+    locate: Callable[[str], Any]
+
     def fail(self, node: yaml.Node, what: str) -> ConstructorError:
         return ConstructorError(None, None, f"{node.tag.removeprefix('tag:yaml.org,2002:')}: {what}", node.start_mark)
 
     def find(self, name: str, node: yaml.Node) -> Any:
         """The function or class called ``name``, if it is one that files may name."""
-        module, _, attribute = name.rpartition(".")
-        if module in ("", "builtins"):
-            if attribute not in _SAFE_BUILTINS:
-                raise self.fail(node, "this builtin is not allowed in a config")
-            return getattr(builtins, attribute)
-        if module.partition(".")[0] not in TRUSTED_PACKAGES:
-            raise self.fail(
-                node,
-                f"only names from {', '.join(sorted(TRUSTED_PACKAGES))} are looked up. If you trust "
-                f"the file, add '{module.partition('.')[0]}' to {__name__}.TRUSTED_PACKAGES.",
-            )
         try:
-            found = locate(name)
-        except ImportError as error:
+            return find_trusted(name, self.locate)
+        except (NotTrusted, ImportError) as error:
             raise self.fail(node, str(error)) from error
-        # what a trusted module has merely imported (torch.os.system) is not its own
-        home = getattr(found, "__module__", None) or module
-        if isinstance(found, ModuleType) or not callable(found) or home.partition(".")[0] not in TRUSTED_PACKAGES:
-            raise self.fail(node, "this is not a function or class of a trusted package")
-        return found
 
     def construct_instance(self, name: str, node: yaml.Node) -> Any:
         """``python/object``: a dataclass from its fields."""
@@ -113,13 +137,21 @@ class _Loader(yaml.SafeLoader):
         elif isinstance(node, yaml.MappingNode):
             parts = self.construct_mapping(node, deep=True)
             args, state = parts.get("args", []), parts.get("state", ())
+            if not isinstance(args, (list, tuple)):
+                raise self.fail(node, "'args' is no list")
         else:
             raise self.fail(node, "neither a list of arguments nor a mapping")
         try:
             if name == "functools.partial":
+                if not isinstance(state, (list, tuple)):
+                    raise self.fail(node, "'state' is no list")
                 function, args, keywords, *_ = state
+                if not (callable(function) and isinstance(args, (list, tuple)) and isinstance(keywords, dict)):
+                    raise self.fail(node, "'state' is not a function with its arguments")
                 return functools.partial(function, *args, **keywords)
             if name in _CALLS:
+                if any(isinstance(arg, range) for arg in args):  # a few letters that unfold to any number of values
+                    raise self.fail(node, "a range is not made a collection")
                 return _CALLS[name](*args)
             if name.partition(".")[0] in _BUILDING_PACKAGES:
                 kind = self.find(name, node)

@@ -45,15 +45,17 @@ def import_submodule(name: str) -> ModuleType | None:
         raise
 
 
-def locate(name: str) -> Any:
-    """The object with this dotted name, such as ``torch.nn.Conv2d``. ``detectron2.…`` names give d2lite's objects.
+def locate(name: str, *, lite: bool = True) -> Any:
+    """The object with this dotted name, such as ``torch.nn.Conv2d``.
+
+    With ``lite``, ``detectron2.…`` names give d2lite's objects.
 
     Attributes come before submodules of the same name, and a name without a dot may be a builtin.
 
     Raises:
         ImportError: nothing has this name.
     """
-    parts = to_lite_name(name).split(".")
+    parts = (to_lite_name(name) if lite else name).split(".")
     found: Any = import_submodule(parts[0]) if parts[0] else None
     if found is None and len(parts) == 1:
         found = getattr(builtins, name, None)
@@ -64,7 +66,7 @@ def locate(name: str) -> Any:
         if found is None and isinstance(parent, ModuleType):
             found = import_submodule(".".join(parts[:end]))
     if found is None:
-        if to_lite_name(name) != name:
+        if lite and to_lite_name(name) != name:
             raise missing_in_lite(name)
         raise ImportError(f"There is no object called '{name}': no such module, or it has no such attribute.")
     return found

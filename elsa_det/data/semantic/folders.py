@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +10,8 @@ from typing import Any
 
 from ...d2 import DatasetCatalog, MetadataCatalog
 from ...errors import UserError
+from ...json_files import read_json
+from ..paths import check_inside
 from .colors import class_colors
 from .labels import IGNORE_LABEL, LabelEncoding, plain_encoding, zero_ignored_encoding
 
@@ -211,16 +212,16 @@ def class_names_from(classes: str | Sequence[str] | None, num_classes: int | Non
 def _read_names(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"dataset.classes={path} is not a file (looked for {path.absolute()})")
-    text = path.read_text(encoding="utf-8")
     if path.suffix.lower() == ".json":
-        try:
-            names = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"dataset.classes={path} is no JSON: {error}") from None
+        names = read_json(path)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"dataset.classes={path} must hold a list of names, by class index")
     else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"dataset.classes={path} is not text in UTF-8: {error}") from error
+        names = [line.strip() for line in lines if line.strip()]
     if not names or len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise UserError(f"dataset.classes={path} has {f'{twice} twice' if twice else 'no names in it'}")
@@ -249,6 +250,7 @@ def _by_stem(root: Path, suffixes: Sequence[str]) -> dict[str, Path]:
         if key in found:
             raise UserError(f"{found[key]} and {path} share their name, the ending aside: remove or rename one")
         found[key] = path
+    check_inside((str(path) for path in found.values() if path.is_symlink()), root.absolute(), f"folder {root}")
     return found
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ...errors import UserError
+from ...images import open_image
 
 IGNORE_LABEL = 255
 """Pixels of this label are neither trained on nor counted, unless a dataset says otherwise."""
@@ -152,10 +152,12 @@ def read_index_image(path: str | os.PathLike[str]) -> np.ndarray:
     if not Path(path).is_file():
         raise FileNotFoundError(f"label file {path} does not exist (looked for {Path(path).absolute()})")
     try:
-        with Image.open(path) as opened:
+        with open_image(path, f"label file {path}") as opened:
             mode = opened.mode
             stored = np.asarray(opened) if mode in _INDEX_MODES else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises anything for damaged files
         raise UserError(
             f"label file {path} cannot be read: {error}. It is truncated or no image: restore it, or take it and its "
             "image out of the dataset"

@@ -100,9 +100,9 @@ def read_image(path: str, image_format: str) -> np.ndarray:
     """
     try:
         image = detection_utils.read_image(path, format=image_format)
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
         raise
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow raises anything for damaged files
         raise UserError(
             f"image {path} cannot be read: {error}. It is truncated or no image: restore it, or take it and its label "
             "map out of the dataset"

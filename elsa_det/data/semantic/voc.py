@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ..paths import check_inside
 from .folders import pair, register_semantic
 from .labels import plain_encoding
 
@@ -57,6 +58,7 @@ def _load(root: str, split: str) -> list[dict[str, Any]]:
     names = listing.read_text().split()
     if not names:
         raise UserError(f"{listing} names no image")
+    check_inside(names, Path(root) / "JPEGImages", str(listing))
     images = {name: path for name in names if (path := Path(root) / "JPEGImages" / f"{name}.jpg").is_file()}
     labels = {name: path for name in names if (path := Path(root) / "SegmentationClass" / f"{name}.png").is_file()}
     absent = [name for name in names if name not in images and name not in labels]

@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+import yaml
 from d2_access import d2_module
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -165,19 +166,32 @@ def test_from_provider_to_provider(tmp_path, writer, reader):
         ("!!python/object/apply:detectron2.layers.get_norm ['BN', 1]", "calls in a config"),
         ("!!python/object/new:os.system ['touch {mark}']", "could not determine a constructor"),
         ("!!python/module:os", "could not determine a constructor"),
-        ("!!python/name:os.system ''", "only names from .*TRUSTED_PACKAGES"),
-        ("!!python/name:subprocess.run ''", "only names from"),
+        ("!!python/name:os.system ''", "is not among what .*ELSA_DET_TRUST=os"),
+        ("!!python/name:subprocess.run ''", "is not among what"),
         ("!!python/name:builtins.eval ''", "this builtin"),
         ("!!python/name:exec ''", "this builtin"),
         ("!!python/name:builtins.getattr ''", "this builtin"),
-        ("!!python/name:torch.os.system ''", "not a function or class of a trusted package"),
+        ("!!python/name:torch.os.system ''", "is not among what"),
         ("!!python/name:torch.nn ''", "not a function or class"),
-        ("!!python/name:torch.serialization.pickle.loads ''", "not a function or class"),
+        ("!!python/name:torch.serialization.pickle.loads ''", "is not among what"),
+        ("!!python/name:torch.load ''", "is not among what"),
+        ("!!python/name:torch.nn.modules.module.torch.load ''", "torch.serialization.load' is not among what"),
+        ("!!python/name:torch.from_file ''", "is not among what"),
+        ("!!python/name:torch.nn.Module._apply ''", "is private"),
+        (
+            "!!python/object/apply:functools.partial {{state: [!!python/name:torch.hub.load '', [a, b], {{}}]}}",
+            "is not among what",
+        ),
+        (
+            "!!python/object/apply:builtins.set [!!python/object/apply:builtins.range [0, 10000000000]]",
+            "a range is not made",
+        ),
+        ("&b [*b]", "refers to itself"),
         ("!!python/name:detectron2.layers.NoSuchThing ''", "not part of d2lite"),
         ("!!python/object:torch.nn.modules.activation.ReLU {{}}", "only dataclasses"),
         ("!!python/object:detectron2.layers.ShapeSpec {{channels: 1, depth: 2}}", "depth"),
         ("!!python/object:subprocess.Popen {{args: x}}", "only dataclasses"),
-        ("!!python/object/apply:functools.partial [!!python/name:os.system '', x]", "only names from"),
+        ("!!python/object/apply:functools.partial [!!python/name:os.system '', x]", "is not among what"),
         ("!!python/object/apply:functools.partial [x]", "not enough values"),
     ],
 )
@@ -192,11 +206,18 @@ def test_lite_reads_nothing_dangerous(tmp_path, tagged, message):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("line", ["l{i}: &l{i} [*l{j}, *l{j}]", "l{i}: &l{i} {{<<: [*l{j}, *l{j}]}}"])
+def test_aliases_that_unfold_without_end_are_refused(line):
+    lines = ["l0: &l0 {a: 1}", *(line.format(i=i, j=i - 1) for i in range(1, 40))]
+    with pytest.raises(yaml.YAMLError, match="unfold to more than 200,000 values"):
+        yaml_io.load_yaml("\n".join(lines))
+
+
 def test_lite_reads_other_packages_when_told(monkeypatch):
     text = "!!python/name:itertools.count ''"
     with pytest.raises(Exception, match="itertools"):
         yaml_io.load_yaml(text)
-    monkeypatch.setattr(yaml_io, "TRUSTED_PACKAGES", yaml_io.TRUSTED_PACKAGES | {"itertools"})
+    monkeypatch.setenv("ELSA_DET_TRUST", "mine, itertools")
     assert yaml_io.load_yaml(text) is itertools.count
 
 
