@@ -120,7 +120,7 @@ def _load_whole(model: nn.Module, weights: dict[str, Tensor], report: LoadReport
     unexpected = {key: "no such name in the model" for key in weights if key not in own}
     report.left_over = {**report.left_over, **unexpected}
     report.initialised = {key: "not in the file" for key in own if key not in weights}
-    for key in own.keys() & weights.keys():
+    for key in (key for key in own if key in weights):  # in the model's order, which is the same each time
         if own[key].shape == weights[key].shape:
             report.matched.append(key)
         else:
