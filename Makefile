@@ -10,7 +10,7 @@ export ELSA_DET_CUDA := $(shell nvidia-smi >/dev/null 2>&1 || echo 0)
 endif
 RUN ?= output/quickstart
 
-.PHONY: setup cuda quickstart test web-test lint format docs soak clean
+.PHONY: setup cuda quickstart test web-test lint format docs clean
 
 setup: $(READY)
 

@@ -70,7 +70,7 @@ def test_a_saved_config_is_read_as_the_provider_would(saved):
         ("train: '${model}'", "Interpolation key 'model' not found"),
         ("a: 0x" + "f" * 5000, "whole number of 20000 bits"),
         ("- 1", "no mapping of keys"),
-        ("a: " + "[" * 600, "nested too deeply"),
+        ("a: " + "[" * 5000, "nested too deeply"),
         ("a: &a {<<: *a}", "refers to itself"),
         ("a: 2000-13-01", "month must be in"),
         ("a: \0", "special characters are not allowed"),

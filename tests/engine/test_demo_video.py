@@ -175,7 +175,8 @@ class Camera:
         return self.frames is not None
 
     def get(self, key):
-        return {cv2.CAP_PROP_FPS: 20.0, cv2.CAP_PROP_FRAME_COUNT: -1.0}[key]
+        known = {cv2.CAP_PROP_FPS: 20.0, cv2.CAP_PROP_FRAME_COUNT: -1.0}
+        return (known | {cv2.CAP_PROP_FRAME_WIDTH: 64.0, cv2.CAP_PROP_FRAME_HEIGHT: 48.0})[key]
 
     def read(self):
         return (True, self.frames.pop(0)) if self.frames else (False, None)

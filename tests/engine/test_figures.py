@@ -74,7 +74,7 @@ class TestReadMetrics:
 class TestTrainingFigure:
     def test_curves(self, tmp_path):
         figure = training_figure(read_metrics(write_lines(tmp_path / "metrics.json", RUN)), "a run")
-        losses, rate, scores = figure.axes
+        losses, rate, scores, _ = figure.axes
         assert [line.get_label() for line in losses.lines] == ["total_loss", "loss_box_reg", "loss_cls"]
         assert losses.lines[0].get_ydata().tolist() == [2.0, 1.0, 0.5]
         assert rate.lines[0].get_ydata().tolist() == [0.01, 0.02, 0.002]
