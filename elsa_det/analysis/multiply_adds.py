@@ -42,6 +42,13 @@ def elsa_multiply_adds(
     return {AGGREGATION: taps, GHOST: taps * (ghost_mul + ghost_add)}
 
 
+def _fused_attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *others: Any, **out: Any
+) -> int:
+    """Two operations for each multiply-add of query by key (..., Q, D) x (..., K, D), and of weights by value."""
+    return 2 * prod(query) * key[-2] + 2 * prod(query[:-1]) * key[-2] * value[-1]
+
+
 class MultiplyAddCounter:
     """Counts the multiply-adds of everything that runs while the context is open, by part and by kind.
 
@@ -59,7 +66,8 @@ class MultiplyAddCounter:
         self._watch = PartWatch(model, self._settle)
         self._shifted = patch.object(elsa, "elsa_attention_shifted", self._count_shifted)
         self._elsa: Counter[str] = Counter()
-        handlers: dict[Any, Any] = {}
+        # newer releases of torch count the CPU's fused attention too, those up to 2.14 do not
+        handlers: dict[Any, Any] = {aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops}
         if missing_part("cpu") is None:
             handlers[torch.ops.elsa_det.elsa_attention_forward] = self._count_operator
         self._operators = FlopCounterMode(display=False, custom_mapping=handlers)
