@@ -68,7 +68,7 @@ def test_logits_at_the_size_of_the_input(model, monkeypatch):
     monkeypatch.setattr(model, "predict_logits", lambda image: GOLDEN["decode_logits"][: len(image)])
     (result,) = model([{"image": GOLDEN["img"][0]}])
     rows = GOLDEN["rows_input_size"]
-    torch.testing.assert_close(result["sem_seg"][:, rows], GOLDEN["seg_logits_input_size"][0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(result["sem_seg"][:, rows], GOLDEN["seg_logits_input_size"][0], rtol=0, atol=5e-6)
 
 
 def test_losses_and_gradients(model):
