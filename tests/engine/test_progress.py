@@ -27,7 +27,7 @@ class Terminal(io.StringIO):
         return True
 
     def attach(self, monkeypatch) -> None:
-        """Becomes stdout and stderr; once more in each test, as pytest puts its own in place between set-up and call."""
+        """Becomes stdout and stderr; once more in each test, as pytest puts its own in place before it."""
         monkeypatch.setattr(sys, "stdout", self)
         monkeypatch.setattr(sys, "stderr", self)
 
@@ -145,13 +145,17 @@ def test_everything_is_as_before_afterwards(terminal, logger, monkeypatch):
     terminal.attach(monkeypatch)
     handlers = [handler for handler in logger.handlers if handler.stream is terminal]
     assert handlers
-    with pytest.raises(RuntimeError, match="in the middle"):
+
+    def interrupted() -> None:
         with show_progress({}) as display:
             assert display is not None
             assert sys.stdout is not terminal
             assert all(handler.stream is not terminal for handler in handlers)
             print("half a line", end="")
             raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        interrupted()
     assert sys.stdout is terminal
     assert sys.stderr is terminal
     assert all(handler.stream is terminal and not handler.filters for handler in handlers)
