@@ -15,6 +15,7 @@ from .config_errors import explained
 from .config_targets import calls_in, read_yaml_config
 from .d2 import PROVIDER_VERSION, LazyConfig
 from .errors import UserError
+from .nearby import looked_for
 from .overrides import apply_overrides
 
 #: the groups of keys without which nothing can be run
@@ -64,7 +65,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
             file's name ends in something else, or a file of data cannot be read or calls what is not allowed.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"config file {path} does not exist (looked for {Path(path).absolute()})")
+        raise FileNotFoundError(f"config file {path} does not exist {looked_for(path)}")
     suffix = Path(path).suffix
     if suffix in (".yaml", ".yml"):
         with explained(path):

@@ -23,6 +23,7 @@ from ..d2 import transforms as T
 from ..errors import UserError
 from ..images import check_size, open_image
 from ..json_files import read_json
+from ..nearby import looked_for
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def _load_model(cfg: DictConfig, checkpoint: str | os.PathLike[str] | None, stri
     if not path or path == FROM_SCRATCH:
         raise ValueError(f"Prediction needs weights: give a checkpoint or set train.init_checkpoint, not {path!r}.")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no checkpoint '{path}' (looked for {os.path.abspath(path)}).")
+        raise FileNotFoundError(f"There is no checkpoint '{path}' {looked_for(path)}.")
     model = instantiate(cfg.model)
     if strict:
         report = load_initial_weights(model, path)
