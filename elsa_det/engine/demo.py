@@ -306,7 +306,7 @@ class Demo:
             return None
         target = self._pictures / name
         if target.resolve() == source.resolve():
-            raise ValueError(f"'{source}' lies in the output folder and would be replaced.")
+            raise UserError(f"'{source}' lies in the output folder and would be replaced.")
         return target
 
     def _name(self, path: Path, *, frames: bool = False) -> str:

@@ -157,6 +157,7 @@ class TestVideosAndCameras:
         ("changed", "message"),
         [
             (["--classes", "dgo"], "Did you mean 'dog'"),
+            (["--classes", "cat", "dog"], "several --classes have commas between them"),
             (["--coco-json", "c.json", "--annotations", "absent.json"], "absent.json"),
             (["--labels", "labels"], "finds instances"),
             (["--webcam", "97"], "Camera 97 cannot be opened"),
