@@ -8,7 +8,12 @@ from fidelity.harness import case, error_of
 from elsa_det import d2
 
 
-@case("DefaultAnchorGenerator", what="cell anchors, anchors of two levels, counts, state dict, errors", rtol=1e-6, atol=1e-5)
+@case(
+    "DefaultAnchorGenerator",
+    what="cell anchors, anchors of two levels, counts, state dict, errors",
+    rtol=1e-6,
+    atol=1e-5,
+)
 def anchors():
     out = {}
     settings = {

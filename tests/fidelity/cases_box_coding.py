@@ -9,7 +9,12 @@ from fidelity.harness import case, generator, random_boxes
 from elsa_det import d2
 
 
-@case("Box2BoxTransform", what="encoding, decoding (clamped, several classes, half precision), dense losses", rtol=1e-5, atol=1e-5)
+@case(
+    "Box2BoxTransform",
+    what="encoding, decoding (clamped, several classes, half precision), dense losses",
+    rtol=1e-5,
+    atol=1e-5,
+)
 def box_coding():
     source, target = random_boxes(8, 50, 60, 1), random_boxes(8, 50, 60, 2)
     deltas = torch.randn(8, 12, generator=generator(3)) * 2

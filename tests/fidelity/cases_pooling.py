@@ -9,7 +9,12 @@ from fidelity.harness import case, condensed, error_of, generator, random_boxes
 from elsa_det import d2
 
 
-@case("ROIPooler", what="features of regions on four levels, aligned and not, pooled by maximum; level of each region; gradients; no regions; errors", rtol=1e-5, atol=1e-5)
+@case(
+    "ROIPooler",
+    what="features of regions on four levels, aligned and not, pooled by maximum; level of each region; gradients; no regions; errors",
+    rtol=1e-5,
+    atol=1e-5,
+)
 def pooling():
     maps = [torch.randn(2, 5, 128 // s, 160 // s, generator=generator(s)) for s in (4, 8, 16, 32)]
     scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]

@@ -9,14 +9,24 @@ from d2_access import d2_module
 from elsa_det import d2
 
 
-@case("detector_postprocess", what="scaled and clipped boxes, pasted masks of every pixel, dropped empty boxes", rtol=1e-6, atol=1e-5)
+@case(
+    "detector_postprocess",
+    what="scaled and clipped boxes, pasted masks of every pixel, dropped empty boxes",
+    rtol=1e-6,
+    atol=1e-5,
+)
 def postprocessing():
     out = {}
     boxes = random_boxes(6, 60, 80, 1)
     boxes[2, 2] = boxes[2, 0]  # no area
     boxes[3] += 30
     for name, size, threshold in (("larger", (123, 161), 0.5), ("smaller", (31, 44), 0.3), ("same", (60, 80), 0.5)):
-        found = d2.Instances((60, 80), pred_boxes=d2.Boxes(boxes.clone()), scores=torch.rand(6, generator=generator(2)), pred_classes=torch.arange(6))
+        found = d2.Instances(
+            (60, 80),
+            pred_boxes=d2.Boxes(boxes.clone()),
+            scores=torch.rand(6, generator=generator(2)),
+            pred_classes=torch.arange(6),
+        )
         found.pred_masks = torch.rand(6, 1, 7, 7, generator=generator(3))
         result = d2.detector_postprocess(found, *size, mask_threshold=threshold)
         masks = result.pred_masks

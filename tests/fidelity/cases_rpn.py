@@ -48,7 +48,13 @@ def rpn(**changes):
     )
 
 
-@case("RPN", "StandardRPNHead", what="losses, gradients, sampled anchors and proposals, in training and inference; box losses, weights, size and boundary limits", rtol=2e-4, atol=2e-5)
+@case(
+    "RPN",
+    "StandardRPNHead",
+    what="losses, gradients, sampled anchors and proposals, in training and inference; box losses, weights, size and boundary limits",
+    rtol=2e-4,
+    atol=2e-5,
+)
 def training_and_inference():
     images = d2.ImageList(torch.zeros(2, 3, 64, 80), SIZES)
     out = {}
@@ -87,19 +93,30 @@ def training_and_inference():
     labels, boxes = made.label_and_sample_anchors(anchors, objects())
     out["labels"] = list(labels)
     out["matched_boxes"] = [b[label == 1] for b, label in zip(boxes, labels)]
-    nobody = [d2.Instances(size, gt_boxes=d2.Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0).long()) for size in SIZES]
+    nobody = [
+        d2.Instances(size, gt_boxes=d2.Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0).long()) for size in SIZES
+    ]
     labels, boxes = made.label_and_sample_anchors(anchors, nobody)
     out["nobody"] = [[int((label == k).sum()) for k in (-1, 0, 1)] for label in labels]
     return out
 
 
-@case("StandardRPNHead", what="logits and codes with one and several convolutions; parameter names and shapes", rtol=1e-5, atol=1e-5)
+@case(
+    "StandardRPNHead",
+    what="logits and codes with one and several convolutions; parameter names and shapes",
+    rtol=1e-5,
+    atol=1e-5,
+)
 def head():
     out = {}
     for name, changes in {"usual": {}, "deep": {"conv_dims": [5, 7]}, "same": {"conv_dims": [-1, -1]}}.items():
         made = fill(d2.StandardRPNHead(in_channels=6, num_anchors=2, **changes), 0.3)
         logits, codes = made([torch.randn(1, 6, 4, 5, generator=generator(2))])
-        out[name] = {"logits": logits, "codes": codes, "parameters": {k: list(v.shape) for k, v in made.state_dict().items()}}
+        out[name] = {
+            "logits": logits,
+            "codes": codes,
+            "parameters": {k: list(v.shape) for k, v in made.state_dict().items()},
+        }
     torch.manual_seed(3)
     made = d2.StandardRPNHead(in_channels=64, num_anchors=3)
     out["initial"] = {

@@ -14,7 +14,10 @@ from elsa_det import d2
 
 @contextlib.contextmanager
 def as_rank(rank: int, size: int):
-    with mock.patch.object(d2.comm, "get_rank", lambda: rank), mock.patch.object(d2.comm, "get_world_size", lambda: size):
+    with (
+        mock.patch.object(d2.comm, "get_rank", lambda: rank),
+        mock.patch.object(d2.comm, "get_world_size", lambda: size),
+    ):
         yield
 
 
@@ -31,19 +34,32 @@ def training():
             out[f"{rank}_of_{size}_in_order"] = first(d2.TrainingSampler(11, shuffle=False, seed=5))
     np.random.seed(3)
     out["seed_drawn"] = first(d2.TrainingSampler(7))
-    out["errors"] = [error_of(lambda: d2.TrainingSampler(0)), error_of(lambda: d2.TrainingSampler(-3)), error_of(lambda: d2.TrainingSampler(3.5))]
+    out["errors"] = [
+        error_of(lambda: d2.TrainingSampler(0)),
+        error_of(lambda: d2.TrainingSampler(-3)),
+        error_of(lambda: d2.TrainingSampler(3.5)),
+    ]
     return out
 
 
-@case("RepeatFactorTrainingSampler", what="repeat factors of images by the frequency of their classes, and the order, of one and two ranks", rtol=1e-6)
+@case(
+    "RepeatFactorTrainingSampler",
+    what="repeat factors of images by the frequency of their classes, and the order, of one and two ranks",
+    rtol=1e-6,
+)
 def repeat_factor():
-    dicts = [{"annotations": [{"category_id": c} for c in classes]} for classes in ([0], [0, 1], [0], [2, 0], [0, 0], [], [1], [0, 2, 3])]
+    dicts = [
+        {"annotations": [{"category_id": c} for c in classes]}
+        for classes in ([0], [0, 1], [0], [2, 0], [0, 0], [], [1], [0, 2, 3])
+    ]
     factors = d2.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
     out = {"factors": factors(dicts, 0.5), "low": factors(dicts, 0.2), "plain": factors(dicts, 0.5, sqrt=False)}
     for rank, size in ((0, 1), (0, 2), (1, 2)):
         with as_rank(rank, size):
             out[f"{rank}_of_{size}"] = first(d2.RepeatFactorTrainingSampler(out["factors"], seed=3))
-            out[f"{rank}_of_{size}_in_order"] = first(d2.RepeatFactorTrainingSampler(out["factors"], shuffle=False, seed=3))
+            out[f"{rank}_of_{size}_in_order"] = first(
+                d2.RepeatFactorTrainingSampler(out["factors"], shuffle=False, seed=3)
+            )
     return out
 
 

@@ -22,12 +22,23 @@ def boxes():
     clipped.clip((40, 50))
     scaled.scale(0.5, 3.0)
     return {
-        "area": made.area(), "clipped": clipped.tensor, "scaled": scaled.tensor, "nonempty": made.nonempty(),
-        "wide": made.nonempty(threshold=9), "inside": made.inside_box((40, 50)), "near": made.inside_box((40, 50), 5),
-        "centers": made.get_centers(), "joined": d2.Boxes.cat([made[1:3], made[0]]).tensor, "nothing": d2.Boxes.cat([]).tensor,
-        "mask": made[made.area() > 200].tensor, "each": [list(map(float, box)) for box in made], "text": repr(made[:1]),
-        "from_list": d2.Boxes([[1, 2, 3, 4]]).tensor, "from_integers": d2.Boxes(torch.tensor([[1, 2, 3, 4]])).tensor,
-        "empty": list(d2.Boxes([]).tensor.shape), "not_finite": error_of(lambda: d2.Boxes([[0, 0, float("nan"), 1]]).clip((4, 4))),
+        "area": made.area(),
+        "clipped": clipped.tensor,
+        "scaled": scaled.tensor,
+        "nonempty": made.nonempty(),
+        "wide": made.nonempty(threshold=9),
+        "inside": made.inside_box((40, 50)),
+        "near": made.inside_box((40, 50), 5),
+        "centers": made.get_centers(),
+        "joined": d2.Boxes.cat([made[1:3], made[0]]).tensor,
+        "nothing": d2.Boxes.cat([]).tensor,
+        "mask": made[made.area() > 200].tensor,
+        "each": [list(map(float, box)) for box in made],
+        "text": repr(made[:1]),
+        "from_list": d2.Boxes([[1, 2, 3, 4]]).tensor,
+        "from_integers": d2.Boxes(torch.tensor([[1, 2, 3, 4]])).tensor,
+        "empty": list(d2.Boxes([]).tensor.shape),
+        "not_finite": error_of(lambda: d2.Boxes([[0, 0, float("nan"), 1]]).clip((4, 4))),
     }
 
 
@@ -36,8 +47,11 @@ def box_modes():
     xyxy, xywh, rotated = d2.BoxMode.XYXY_ABS, d2.BoxMode.XYWH_ABS, d2.BoxMode.XYWHA_ABS
     out = {"members": [f"{m.name}={m.value}" for m in d2.BoxMode]}
     for name, box in {
-        "list": [1, 2, 5.5, 7], "tuple": (1.0, 2.0, 5.5, 7.0), "array": np.array([[1.0, 2, 5, 7]]),
-        "tensor": torch.tensor([[1.0, 2.0, 5.0, 7.0]]), "integers": torch.tensor([[1, 2, 5, 7]]),
+        "list": [1, 2, 5.5, 7],
+        "tuple": (1.0, 2.0, 5.5, 7.0),
+        "array": np.array([[1.0, 2, 5, 7]]),
+        "tensor": torch.tensor([[1.0, 2.0, 5.0, 7.0]]),
+        "integers": torch.tensor([[1, 2, 5, 7]]),
     }.items():
         for start, end in ((xyxy, xywh), (xywh, xyxy), (xyxy, xyxy)):
             result = d2.BoxMode.convert(box, start, end)
@@ -51,23 +65,48 @@ def box_modes():
 def bit_masks():
     made = d2.BitMasks.from_polygon_masks(POLYGONS, 32, 40)
     made = d2.BitMasks.cat([made, d2.BitMasks(torch.zeros(1, 32, 40, dtype=torch.bool))])
-    crops = made.crop_and_resize(torch.tensor([[1.0, 2, 22, 23], [4.5, 4.5, 30.5, 30], [-3, -2, 50, 40], [0, 0, 5, 5]]), 14)
+    crops = made.crop_and_resize(
+        torch.tensor([[1.0, 2, 22, 23], [4.5, 4.5, 30.5, 30], [-3, -2, 50, 40], [0, 0, 5, 5]]), 14
+    )
     from_array = d2.BitMasks(np.arange(24).reshape(2, 3, 4) % 5)
     return {
-        "masks": digest(made.tensor), "areas": made.tensor.sum((1, 2)), "boxes": made.get_bounding_boxes().tensor, "nonempty": made.nonempty(),
-        "crops": crops, "one": digest(made[1].tensor), "some": digest(made[torch.tensor([2, 0])].tensor), "number": len(made),
-        "from_array": from_array.tensor, "each": [digest(mask) for mask in made], "text": repr(made),
+        "masks": digest(made.tensor),
+        "areas": made.tensor.sum((1, 2)),
+        "boxes": made.get_bounding_boxes().tensor,
+        "nonempty": made.nonempty(),
+        "crops": crops,
+        "one": digest(made[1].tensor),
+        "some": digest(made[torch.tensor([2, 0])].tensor),
+        "number": len(made),
+        "from_array": from_array.tensor,
+        "each": [digest(mask) for mask in made],
+        "text": repr(made),
     }
 
 
-@case("PolygonMasks", what="boxes, areas, cropping and resizing, non-empty, indexing, joining, errors", rtol=1e-6, atol=1e-6)
+@case(
+    "PolygonMasks",
+    what="boxes, areas, cropping and resizing, non-empty, indexing, joining, errors",
+    rtol=1e-6,
+    atol=1e-6,
+)
 def polygon_masks():
     made = d2.PolygonMasks(POLYGONS)
     crops = made.crop_and_resize(torch.tensor([[1.0, 2, 22, 23], [4.5, 4.5, 30.5, 30], [-3, -2, 50, 40]]), 14)
     return {
-        "boxes": made.get_bounding_boxes().tensor, "area": made.area(), "nonempty": made.nonempty(), "crops": crops, "number": len(made),
-        "picked": [made[1].polygons[0], made[[2, 0]].polygons[1], made[torch.tensor([False, True, False])].polygons[0], made[1:].polygons[1]],
-        "joined": [len(d2.PolygonMasks.cat([made, made[:1]])), repr(made)], "each": [len(polygons) for polygons in made],
+        "boxes": made.get_bounding_boxes().tensor,
+        "area": made.area(),
+        "nonempty": made.nonempty(),
+        "crops": crops,
+        "number": len(made),
+        "picked": [
+            made[1].polygons[0],
+            made[[2, 0]].polygons[1],
+            made[torch.tensor([False, True, False])].polygons[0],
+            made[1:].polygons[1],
+        ],
+        "joined": [len(d2.PolygonMasks.cat([made, made[:1]])), repr(made)],
+        "each": [len(polygons) for polygons in made],
         "none": made[torch.zeros(3, dtype=torch.bool)].get_bounding_boxes().tensor,
         "errors": [error_of(lambda: d2.PolygonMasks([1, 2])), error_of(lambda: d2.PolygonMasks([[[1, 2, 3, 4]]]))],
     }
@@ -75,7 +114,9 @@ def polygon_masks():
 
 @case("Instances", what="fields, indexing, joining, devices, errors, text")
 def instances():
-    made = d2.Instances((30, 40), pred_boxes=d2.Boxes(random_boxes(4, 30, 40, 1)), scores=torch.rand(4, generator=generator(2)))
+    made = d2.Instances(
+        (30, 40), pred_boxes=d2.Boxes(random_boxes(4, 30, 40, 1)), scores=torch.rand(4, generator=generator(2))
+    )
     made.names = ["a", "b", "c", "d"]
     made.set("gt_masks", d2.PolygonMasks(POLYGONS + POLYGONS[:1]))
     with_names, made = made, d2.Instances((30, 40), **{k: v for k, v in made.get_fields().items() if k != "names"})
@@ -85,12 +126,23 @@ def instances():
     copied = d2.Instances((30, 40), **made.get_fields())
     copied.remove("scores")
     return {
-        "all": of_instances(made), "masked_scores": masked.scores, "one": of_instances(made[2]), "last": of_instances(made[-1]),
-        "slice": of_instances(made[1:3]), "joined": {"names": twice.names, "scores": joined.scores, "number": len(joined)},
-        "has": [made.has("scores"), copied.has("names"), sorted(copied.get_fields())], "text": str(d2.Instances((3, 4), a=torch.tensor([1]))),
-        "to": with_names.to("cpu").names, "by_mask": error_of(lambda: with_names[made.scores > 0]), "errors": [
-            error_of(lambda: made.other), error_of(lambda: made.set("few", [1])), error_of(lambda: made[9]), error_of(lambda: len(d2.Instances((1, 2)))),
-            error_of(lambda: setattr(made, "image_size", (1, 1))), error_of(lambda: iter(made)),
+        "all": of_instances(made),
+        "masked_scores": masked.scores,
+        "one": of_instances(made[2]),
+        "last": of_instances(made[-1]),
+        "slice": of_instances(made[1:3]),
+        "joined": {"names": twice.names, "scores": joined.scores, "number": len(joined)},
+        "has": [made.has("scores"), copied.has("names"), sorted(copied.get_fields())],
+        "text": str(d2.Instances((3, 4), a=torch.tensor([1]))),
+        "to": with_names.to("cpu").names,
+        "by_mask": error_of(lambda: with_names[made.scores > 0]),
+        "errors": [
+            error_of(lambda: made.other),
+            error_of(lambda: made.set("few", [1])),
+            error_of(lambda: made[9]),
+            error_of(lambda: len(d2.Instances((1, 2)))),
+            error_of(lambda: setattr(made, "image_size", (1, 1))),
+            error_of(lambda: iter(made)),
         ],
     }
 
@@ -100,11 +152,23 @@ def image_list():
     images = [torch.randint(1, 9, (2, h, w), generator=generator(h)).float() for h, w in ((5, 7), (6, 4), (3, 9))]
     out = {}
     for name, arguments in {
-        "plain": {}, "divisible": {"size_divisibility": 4, "pad_value": -1.5}, "square": {"padding_constraints": {"square_size": 12, "size_divisibility": 4}},
+        "plain": {},
+        "divisible": {"size_divisibility": 4, "pad_value": -1.5},
+        "square": {"padding_constraints": {"square_size": 12, "size_divisibility": 4}},
         "constraint": {"padding_constraints": {"size_divisibility": 8}},
     }.items():
         made = d2.ImageList.from_tensors(images, **arguments)
-        out[name] = {"tensor": made.tensor, "sizes": [list(size) for size in made.image_sizes], "second": made[1], "number": len(made)}
+        out[name] = {
+            "tensor": made.tensor,
+            "sizes": [list(size) for size in made.image_sizes],
+            "second": made[1],
+            "number": len(made),
+        }
     single = d2.ImageList.from_tensors(images[:1], 4)
     labels = d2.ImageList.from_tensors([image[0].long() for image in images], pad_value=255)
-    return out | {"single": single.tensor, "labels": labels.tensor, "device": str(single.device), "to": single.to(torch.float64).tensor}
+    return out | {
+        "single": single.tensor,
+        "labels": labels.tensor,
+        "device": str(single.device),
+        "to": single.to(torch.float64).tensor,
+    }

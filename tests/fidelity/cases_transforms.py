@@ -57,12 +57,19 @@ def augmentations() -> dict:
         "RandomLighting": T.RandomLighting(20.0),
         "MinIoURandomCrop": T.MinIoURandomCrop(),
         "RandomApply": T.RandomApply(T.RandomContrast(0.2, 0.4), 0.6),
-        "AugmentationList": T.AugmentationList([T.RandomFlip(), T.ResizeShortestEdge(24), T.RandomCrop("relative", (0.8, 0.8))]),
+        "AugmentationList": T.AugmentationList(
+            [T.RandomFlip(), T.ResizeShortestEdge(24), T.RandomCrop("relative", (0.8, 0.8))]
+        ),
     }
     return names
 
 
-@case("transforms", what="every augmentation, four times after a seed: image (±1 of 255), label map, boxes, polygons, points, inverse; text", rtol=1e-5, atol=1.0)
+@case(
+    "transforms",
+    what="every augmentation, four times after a seed: image (±1 of 255), label map, boxes, polygons, points, inverse; text",
+    rtol=1e-5,
+    atol=1.0,
+)
 def images_of_augmentations():
     out = {}
     for name, augmentation in augmentations().items():
@@ -74,12 +81,21 @@ def images_of_augmentations():
                 given = T.AugInput(image(kind), boxes=BOXES.copy(), sem_seg=labels())
                 augmentation(given)
                 made = given.image.astype(np.float64) * (255 if kind == "float32" else 1)
-                out[f"{name}/{seed}/{kind}"] = {"type": str(given.image.dtype), "shape": list(made.shape), "mean": float(made.mean()),
-                                                "values": torch.as_tensor(made.reshape(-1)[:: max(1, made.size // 23) | 1].astype(np.float32))}
+                out[f"{name}/{seed}/{kind}"] = {
+                    "type": str(given.image.dtype),
+                    "shape": list(made.shape),
+                    "mean": float(made.mean()),
+                    "values": torch.as_tensor(made.reshape(-1)[:: max(1, made.size // 23) | 1].astype(np.float32)),
+                }
     return out
 
 
-@case("transforms", what="every augmentation, four times after a seed: boxes, polygons, points, label map, text", rtol=1e-5, atol=1e-4)
+@case(
+    "transforms",
+    what="every augmentation, four times after a seed: boxes, polygons, points, label map, text",
+    rtol=1e-5,
+    atol=1e-4,
+)
 def places_of_augmentations():
     out = {}
     for name, augmentation in augmentations().items():
@@ -88,7 +104,11 @@ def places_of_augmentations():
             np.random.seed(seed)
             given = T.AugInput(image(), boxes=BOXES.copy(), sem_seg=labels())
             transform = augmentation(given)
-            result = {"boxes": given.boxes, "points": transform.apply_coords(POLYGON.copy()), "labels": digest(given.sem_seg)}
+            result = {
+                "boxes": given.boxes,
+                "points": transform.apply_coords(POLYGON.copy()),
+                "labels": digest(given.sem_seg),
+            }
             result["next"] = float(np.random.uniform())
             try:
                 polygons = transform.apply_polygons([POLYGON.copy()])
@@ -105,7 +125,12 @@ def places_of_augmentations():
     return out
 
 
-@case("transforms", what="single transforms: resizing of several kinds and types, rotation, padding, colours; the public names", rtol=1e-5, atol=1e-4)
+@case(
+    "transforms",
+    what="single transforms: resizing of several kinds and types, rotation, padding, colours; the public names",
+    rtol=1e-5,
+    atol=1e-4,
+)
 def single_transforms():
     out = {}
     resize = T.ResizeTransform(HEIGHT, WIDTH, 20, 31)
@@ -117,8 +142,11 @@ def single_transforms():
     out["labels"] = digest(resize.apply_segmentation(labels().astype(np.float64) * 1000))
     rotation = T.RotationTransform(HEIGHT, WIDTH, 33.0)
     out["rotation"] = {
-        "image": condensed(rotation.apply_image(image())), "points": rotation.apply_coords(POLYGON.copy()), "labels": digest(rotation.apply_segmentation(labels())),
-        "boxes": rotation.apply_box(BOXES.copy()), "back": rotation.inverse().apply_image(rotation.apply_image(image("float32"))).shape,
+        "image": condensed(rotation.apply_image(image())),
+        "points": rotation.apply_coords(POLYGON.copy()),
+        "labels": digest(rotation.apply_segmentation(labels())),
+        "boxes": rotation.apply_box(BOXES.copy()),
+        "back": rotation.inverse().apply_image(rotation.apply_image(image("float32"))).shape,
     }
     pad = T.PadTransform(2, 3, 4, 5, HEIGHT, WIDTH, 11)
     out["pad"] = [digest(pad.apply_image(image())), digest(pad.apply_segmentation(labels()))]
@@ -130,10 +158,24 @@ def single_transforms():
 
 
 def annotation(**changes) -> dict:
-    return dict(bbox=[4.0, 5.0, 26.0, 20.0], bbox_mode=d2.BoxMode.XYWH_ABS, category_id=2, iscrowd=0, segmentation=[POLYGON.reshape(-1).tolist()]) | changes
+    return (
+        dict(
+            bbox=[4.0, 5.0, 26.0, 20.0],
+            bbox_mode=d2.BoxMode.XYWH_ABS,
+            category_id=2,
+            iscrowd=0,
+            segmentation=[POLYGON.reshape(-1).tolist()],
+        )
+        | changes
+    )
 
 
-@case("detection_utils", what="annotations to instances as polygons and bitmaps, RLE, empty ones dropped, image formats, EXIF, size check", rtol=1e-5, atol=1e-4)
+@case(
+    "detection_utils",
+    what="annotations to instances as polygons and bitmaps, RLE, empty ones dropped, image formats, EXIF, size check",
+    rtol=1e-5,
+    atol=1e-4,
+)
 def annotations():
     import pycocotools.mask as mask_util
 
@@ -142,11 +184,15 @@ def annotations():
     transforms = T.TransformList([T.HFlipTransform(WIDTH), T.ResizeTransform(HEIGHT, WIDTH, 30, 60)])
     rle = mask_util.encode(np.asfortranarray((labels() == 5).astype(np.uint8)))
     for kind, segmentation in (("polygon", None), ("bitmask", None), ("bitmask", rle)):
-        given = [annotation() if segmentation is None else annotation(segmentation=segmentation) for _ in range(2)] + [annotation(bbox=[60.0, 3, 8, 9])]
+        given = [annotation() if segmentation is None else annotation(segmentation=segmentation) for _ in range(2)] + [
+            annotation(bbox=[60.0, 3, 8, 9])
+        ]
         changed = [utils.transform_instance_annotations(each, transforms, (30, 60)) for each in given]
         made = utils.annotations_to_instances(changed, (30, 60), kind)
         fields = of_instances(made)
-        out[f"{kind}_{'rle' if segmentation else 'polygon'}"] = fields | {"kept": of_instances(utils.filter_empty_instances(made))["number"]}
+        out[f"{kind}_{'rle' if segmentation else 'polygon'}"] = fields | {
+            "kept": of_instances(utils.filter_empty_instances(made))["number"]
+        }
     kept, mask = utils.filter_empty_instances(made, by_mask=False, return_mask=True)
     out["mask"] = mask
     picture = Image.fromarray(image())

@@ -107,7 +107,11 @@ def fill(module: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
     """Give every parameter and running statistic values that follow from its name alone."""
     with torch.no_grad():
         for name, value in module.state_dict().items():
-            if not value.is_floating_point() or "anchor_generator" in name or name.endswith(("pixel_mean", "pixel_std")):
+            if (
+                not value.is_floating_point()
+                or "anchor_generator" in name
+                or name.endswith(("pixel_mean", "pixel_std"))
+            ):
                 continue
             drawn = torch.randn(value.shape, generator=generator(zlib.crc32(name.encode()))) * scale
             value.copy_(drawn.abs() + 0.5 if name.endswith("running_var") else drawn)
@@ -189,8 +193,10 @@ def of_instances(instances: Any) -> dict[str, Any]:
             out[name] = [[torch.as_tensor(p) for p in polygons] for polygons in field.polygons]
         elif isinstance(value, torch.Tensor):
             value = value.detach()
-            out[name] = condensed(value) if value.numel() > 1000 and value.is_floating_point() else (
-                digest(value) if value.numel() > 1000 else value
+            out[name] = (
+                condensed(value)
+                if value.numel() > 1000 and value.is_floating_point()
+                else (digest(value) if value.numel() > 1000 else value)
             )
         else:
             out[name] = list(value)
@@ -202,7 +208,9 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         items = [(str(key), each) for key, each in value.items()]
         head = {f"{prefix}#keys": [key for key, _ in items]} if not prefix else {}
-        return head | {k: v for key, each in items for k, v in flatten(each, f"{prefix}/{key}" if prefix else key).items()}
+        return head | {
+            k: v for key, each in items for k, v in flatten(each, f"{prefix}/{key}" if prefix else key).items()
+        }
     if isinstance(value, (list, tuple)):
         plain = _plain(value)
         if plain is not None:
@@ -291,7 +299,9 @@ def compare(case: Case, found: dict[str, Any], expected: dict[str, Any]) -> Comp
     """Flattened results with the record of a case."""
     result = Comparison([])
     for key in sorted(expected.keys() ^ found.keys()):
-        result.faults.append(f"{key}: only {'recorded' if key in expected else 'found'}: {(expected | found)[key]!r}"[:300])
+        result.faults.append(
+            f"{key}: only {'recorded' if key in expected else 'found'}: {(expected | found)[key]!r}"[:300]
+        )
     for key in sorted(expected.keys() & found.keys()):
         _compare_values(case, key, found[key], expected[key], result)
     return result

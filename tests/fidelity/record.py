@@ -43,7 +43,10 @@ def main(subjects: list[str]) -> None:
         before = harness.recorded(subject)
         changed = [name for name in results if before.get(name, {}).keys() != results[name].keys()]
         size = harness.store(subject, results)
-        print(f"{subject}: {len(results)} cases, {size / 1024:.0f} KiB" + (f", keys changed: {changed}" if changed else ""))
+        print(
+            f"{subject}: {len(results)} cases, {size / 1024:.0f} KiB"
+            + (f", keys changed: {changed}" if changed else "")
+        )
     total = sum(path.stat().st_size for path in harness.RECORDS.iterdir() if path.is_file())
     print(f"{total / 1024:.0f} KiB in all")
     if failed:
