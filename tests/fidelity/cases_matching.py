@@ -31,7 +31,7 @@ def matcher():
     made.set_low_quality_matches_(labels, quality)
     out["low_quality"] = labels
     out["errors"] = [
-        error_of(lambda: d2.Matcher(*bad)) for bad in [([0.7, 0.3], [0, -1, 1]), ([0.5], [0, 2]), ([0.5], [0])]
+        error_of(lambda bad=bad: d2.Matcher(*bad)) for bad in [([0.7, 0.3], [0, -1, 1]), ([0.5], [0, 2]), ([0.5], [0])]
     ]
     return out
 

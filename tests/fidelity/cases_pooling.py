@@ -11,7 +11,7 @@ from elsa_det import d2
 
 @case(
     "ROIPooler",
-    what="features of regions on four levels, aligned and not, pooled by maximum; level of each region; gradients; no regions; errors",
+    what="regions of four levels, aligned and not, by maximum; levels; gradients; no regions; errors",
     rtol=1e-5,
     atol=1e-5,
 )

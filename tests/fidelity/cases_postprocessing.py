@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from fidelity.harness import case, digest, generator, of_instances, random_boxes
 from d2_access import d2_module
+from fidelity.harness import case, digest, generator, of_instances, random_boxes
 
 from elsa_det import d2
 

@@ -251,7 +251,7 @@ def mask_head():
     ):
         arguments = dict(num_classes=classes, conv_dims=[8, 8]) | changes
         made = fill(d2.MaskRCNNConvUpsampleHead(d2.ShapeSpec(channels=6, height=4, width=4), **arguments), 0.3)
-        regions = [t for t in targets("polygon")]
+        regions = targets("polygon")
         for region in regions:
             region.proposal_boxes = d2.Boxes(region.gt_boxes.tensor + torch.tensor([-2.0, 1.0, 3.0, -1.0]))
         x = torch.randn(6, 6, 4, 4, generator=generator(5))

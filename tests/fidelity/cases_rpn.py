@@ -51,7 +51,7 @@ def rpn(**changes):
 @case(
     "RPN",
     "StandardRPNHead",
-    what="losses, gradients, sampled anchors and proposals, in training and inference; box losses, weights, size and boundary limits",
+    what="losses, gradients, sampled anchors, proposals, in training and inference; weights, limits of size and border",
     rtol=2e-4,
     atol=2e-5,
 )
@@ -89,7 +89,7 @@ def training_and_inference():
         }
     made = rpn()
     torch.manual_seed(6)
-    anchors = made.anchor_generator([f for f in features().values()])
+    anchors = made.anchor_generator(list(features().values()))
     labels, boxes = made.label_and_sample_anchors(anchors, objects())
     out["labels"] = list(labels)
     out["matched_boxes"] = [b[label == 1] for b, label in zip(boxes, labels)]

@@ -15,8 +15,8 @@ from elsa_det import d2
 @contextlib.contextmanager
 def as_rank(rank: int, size: int):
     with (
-        mock.patch.object(d2.comm, "get_rank", lambda: rank),
-        mock.patch.object(d2.comm, "get_world_size", lambda: size),
+        mock.patch.object(d2.comm, "get_rank", return_value=rank),
+        mock.patch.object(d2.comm, "get_world_size", return_value=size),
     ):
         yield
 

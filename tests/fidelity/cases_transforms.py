@@ -66,7 +66,7 @@ def augmentations() -> dict:
 
 @case(
     "transforms",
-    what="every augmentation, four times after a seed: image (±1 of 255), label map, boxes, polygons, points, inverse; text",
+    what="every augmentation, four times after a seed: images (one of 255 levels: rounding)",
     rtol=1e-5,
     atol=1.0,
 )
@@ -99,7 +99,8 @@ def images_of_augmentations():
 def places_of_augmentations():
     out = {}
     for name, augmentation in augmentations().items():
-        out[f"{name}/text"] = repr(augmentation)
+        if name != "RandomApply":  # has Python's own text, with an address
+            out[f"{name}/text"] = repr(augmentation)
         for seed in range(4):
             np.random.seed(seed)
             given = T.AugInput(image(), boxes=BOXES.copy(), sem_seg=labels())
@@ -120,8 +121,8 @@ def places_of_augmentations():
             except (NotImplementedError, AssertionError):
                 result["back"] = "none"
             out[f"{name}/{seed}"] = result
-    for name in ("RandomCrop_CategoryAreaConstraint",):
-        out[f"{name}/needs_labels"] = error_of(lambda: augmentations()[name](T.AugInput(image())))
+    needs_labels = augmentations()["RandomCrop_CategoryAreaConstraint"]
+    out["needs_labels"] = error_of(lambda: needs_labels(T.AugInput(image())))
     return out
 
 
@@ -193,7 +194,7 @@ def annotations():
         out[f"{kind}_{'rle' if segmentation else 'polygon'}"] = fields | {
             "kept": of_instances(utils.filter_empty_instances(made))["number"]
         }
-    kept, mask = utils.filter_empty_instances(made, by_mask=False, return_mask=True)
+    _, mask = utils.filter_empty_instances(made, by_mask=False, return_mask=True)
     out["mask"] = mask
     picture = Image.fromarray(image())
     for form in ("RGB", "BGR", "L", "YUV-BT.601"):
