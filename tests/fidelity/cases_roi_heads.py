@@ -181,13 +181,12 @@ def box_head():
 
 @case(
     "FastRCNNOutputLayers",
-    what="scores, codes, losses (softmax, sigmoid, federated, GIoU), decoded boxes, probabilities, detections",
+    what="scores, codes, losses (softmax, sigmoid, GIoU), decoded boxes, probabilities, detections",
     rtol=1e-4,
     atol=1e-5,
 )
 def box_predictor_outputs():
     out = {}
-    frequencies = torch.tensor([0.1, 5.0, 2.0, 1.0])
     for name, changes in {
         "usual": {},
         "agnostic": {"cls_agnostic_bbox_reg": True, "smooth_l1_beta": 0.5},
@@ -197,12 +196,6 @@ def box_predictor_outputs():
             "loss_weight": {"loss_box_reg": 3.0},
         },
         "sigmoid": {"use_sigmoid_ce": True},
-        "federated": {
-            "use_sigmoid_ce": True,
-            "use_fed_loss": True,
-            "get_fed_loss_cls_weights": lambda: frequencies,
-            "fed_loss_num_classes": 3,
-        },
     }.items():
         made = box_predictor(**changes)
         torch.manual_seed(2)
@@ -231,8 +224,8 @@ def box_predictor_outputs():
     boxes = [torch.randn(5, 16, generator=generator(1)) * 10 + torch.tensor([20.0, 20, 40, 40] * 4)]
     scores = [torch.rand(5, 5, generator=generator(2))]
     boxes[0][1, 0] = float("nan")
-    found, kept = single(boxes, scores, [(50, 60)], 0.2, 0.4, -1)
-    out["not_finite"] = {"found": of_instances(found[0]), "kept": kept[0]}
+    found, _ = single(boxes, scores, [(50, 60)], 0.2, 0.4, -1)  # the second differs: see intended.py
+    out["not_finite"] = of_instances(found[0])
     return out
 
 
