@@ -7,6 +7,7 @@ Writes ``tests/golden/d2/*.pt``, and says what changed.
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from pathlib import Path
@@ -23,6 +24,7 @@ def main(subjects: list[str]) -> None:
     if d2.PROVIDER != d2.UPSTREAM:
         sys.exit("The record is of the real Detectron2: install it, or put it on PYTHONPATH.")
     torch.set_num_threads(1)
+    logging.getLogger("detectron2").setLevel(logging.ERROR)
     harness.RECORDS.mkdir(parents=True, exist_ok=True)
     by_subject: dict[str, dict] = {}
     failed = []
