@@ -53,6 +53,7 @@ class Case:
     what: str
     rtol: float
     atol: float
+    why: str
 
     def __str__(self) -> str:
         return f"{self.subject}.{self.name}"
@@ -68,12 +69,15 @@ class Case:
 _CASES: dict[str, Case] = {}
 
 
-def case(*covers: str, what: str, rtol: float = 0.0, atol: float = 0.0) -> Callable[[Callable], Callable]:
+def case(
+    *covers: str, what: str, rtol: float = 0.0, atol: float = 0.0, why: str = ""
+) -> Callable[[Callable], Callable]:
     """Make a function a case; ``what`` says what is compared."""
+    why = why or ("float32, summed in another order" if rtol or atol else "the same numbers, in the same order")
 
     def register(run: Callable) -> Callable:
         subject = run.__module__.rpartition(".")[2].removeprefix("cases_")
-        entry = Case(subject, run.__name__, run, covers, what, rtol, atol)
+        entry = Case(subject, run.__name__, run, covers, what, rtol, atol, why)
         assert str(entry) not in _CASES, entry
         _CASES[str(entry)] = entry
         return run
@@ -241,7 +245,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         items = [_plain(each) for each in value]
         return None if any(i is None for i in items) else items
-    if isinstance(value, (np.integer, np.floating)):
+    if isinstance(value, np.generic):
         return value.item()
     return value if isinstance(value, (bool, int, float, str)) else None
 

@@ -41,7 +41,7 @@ def test_no_record_without_a_case():
 
 
 def test_the_comparison_sees_differences():
-    case = harness.Case("subject", "name", dict, (), "", rtol=0.0, atol=1e-3)
+    case = harness.Case("subject", "name", dict, (), "", rtol=0.0, atol=1e-3, why="")
     record = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([1, 2]), "c": "text", "d": 0.5, "e": [1, 2]}
     assert harness.compare(case, dict(record, a=torch.tensor([1.0, 2.0005]), d=0.5004), record).faults == []
     for change in (
