@@ -6,7 +6,9 @@ import functools
 
 import pytest
 import torch
-from fidelity import harness
+from fidelity import harness, intended
+
+from elsa_det import d2
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -28,6 +30,13 @@ def test_as_detectron2(case):
     assert not result.faults, f"{len(result.faults)} differences:\n" + "\n".join(result.faults[:20])
 
 
+@pytest.mark.parametrize("difference", intended.DIFFERENCES, ids=str)
+def test_differs_as_intended(difference):
+    theirs, ours = recorded("intended")[difference.name], harness.flatten(difference.here)
+    assert theirs != ours
+    assert harness.flatten(difference.run()) == (theirs if d2.PROVIDER == d2.UPSTREAM else ours)
+
+
 def test_every_name_has_a_case():
     covered = {name for case in harness.all_cases() for name in case.covers}
     assert covered - harness.names_to_cover() == set()
@@ -36,6 +45,7 @@ def test_every_name_has_a_case():
 
 def test_no_record_without_a_case():
     cases = {(case.subject, case.name) for case in harness.all_cases()}
+    cases |= {("intended", each.name) for each in intended.DIFFERENCES} | {("exchange", "outputs")}
     files = {path.stem for path in harness.RECORDS.glob("*.pt")}
     assert {(subject, name) for subject in files for name in recorded(subject)} == cases
 
