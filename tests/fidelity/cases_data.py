@@ -204,7 +204,7 @@ def _mapped(made: dict) -> dict:
     "DatasetMapper",
     what="what is made of a record in training and testing: masks of both kinds, boxes from masks, label maps",
     rtol=1e-5,
-    atol=1e-3,
+    atol=1e-4,
 )
 def mapper():
     out: dict = {}

@@ -115,8 +115,8 @@ def tested(model, inputs: list[dict]) -> list:
 @case(
     "GeneralizedRCNN",
     what="losses, gradients, scalars of a step; detections with masks at the images' own size, given boxes; state",
-    rtol=1e-3,
-    atol=1e-4,
+    rtol=1e-4,
+    atol=1e-5,
 )
 def generalized_rcnn():
     model = mask_rcnn()
@@ -149,8 +149,8 @@ def generalized_rcnn():
     "RetinaNet",
     "RetinaNetHead",
     what="losses of two steps, gradients; detections; state",
-    rtol=1e-3,
-    atol=1e-4,
+    rtol=1e-4,
+    atol=1e-5,
 )
 def dense_detector():
     out: dict = {}

@@ -63,7 +63,7 @@ def seeded() -> None:
 
 def squares_case(*covers: str, what: str):
     return case(
-        *covers, what=what, atol=2.0, why="edges and letters, as the drawing library smooths them, of 255 levels"
+        *covers, what=what, atol=1.0, why="edges and letters, as the drawing library smooths them, of 255 levels"
     )
 
 

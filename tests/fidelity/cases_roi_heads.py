@@ -95,8 +95,8 @@ def heads(mask: bool = True, **changes):
     "ROIHeads",
     "StandardROIHeads",
     what="losses, gradients and scalars in training; detections with masks in inference; boxes given",
-    rtol=2e-4,
-    atol=2e-5,
+    rtol=1e-4,
+    atol=1e-5,
 )
 def standard_heads():
     images = d2.ImageList(torch.zeros(2, 3, 64, 80), SIZES)

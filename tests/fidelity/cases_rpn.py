@@ -52,8 +52,8 @@ def rpn(**changes):
     "RPN",
     "StandardRPNHead",
     what="losses, gradients, sampled anchors, proposals, in training and inference; weights, limits of size and border",
-    rtol=2e-4,
-    atol=2e-5,
+    rtol=1e-4,
+    atol=1e-5,
 )
 def training_and_inference():
     images = d2.ImageList(torch.zeros(2, 3, 64, 80), SIZES)

@@ -73,7 +73,9 @@ def case(
     *covers: str, what: str, rtol: float = 0.0, atol: float = 0.0, why: str = ""
 ) -> Callable[[Callable], Callable]:
     """Make a function a case; ``what`` says what is compared."""
-    why = why or ("float32, summed in another order" if rtol or atol else "the same numbers, in the same order")
+    why = why or (
+        "float32: another CPU sums in another order" if rtol or atol else "the same numbers, in the same order"
+    )
 
     def register(run: Callable) -> Callable:
         subject = run.__module__.rpartition(".")[2].removeprefix("cases_")

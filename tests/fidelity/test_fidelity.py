@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from fidelity import harness, intended
+from fidelity import harness, intended, report
 
 from elsa_det import d2
 
@@ -48,6 +48,16 @@ def test_no_record_without_a_case():
     cases |= {("intended", each.name) for each in intended.DIFFERENCES} | {("exchange", "outputs")}
     files = {path.stem for path in harness.RECORDS.glob("*.pt")}
     assert {(subject, name) for subject in files for name in recorded(subject)} == cases
+
+
+def test_the_page_has_every_name_case_and_difference():
+    page = report.PAGE.read_text().splitlines()
+    expected = [report.row(name, case) for name, case in report.pairs()]
+    assert [line for line in expected if not any(found.startswith(line) for found in page)] == []
+    assert [line for line in [*report.of_cases(), *report.of_differences()] if line not in page] == []
+    number = len(expected) + len(report.of_cases()) + len(report.of_differences())
+    assert len([line for line in page if line.startswith("|")]) == number + 2 + 5  # and heads
+    assert all(line.endswith("| holds |") for line in page if any(line.startswith(row) for row in expected))
 
 
 def test_the_comparison_sees_differences():
