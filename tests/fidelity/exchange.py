@@ -21,8 +21,8 @@ CASE = Case(
     dict,
     (),
     "",
-    rtol=1e-3,
-    atol=1e-4,
+    rtol=1e-4,
+    atol=1e-5,
     why="float32 through a detector and two steps of training",
 )
 LEVELS = ["p3", "p4", "p5"]

@@ -91,8 +91,8 @@ def main() -> None:
     names = harness.names_to_cover()
     text = [
         HEAD,
-        f"{len(names)} names, {len(harness.all_cases())} cases, {values} values. Differences are those on the kind of CPU that",
-        f"the record is from, with torch {torch.__version__.partition('+')[0]}; other CPUs sum in other orders.",
+        f"{len(names)} names, {len(harness.all_cases())} cases, {values} values. Differences are those on the kind of CPU",
+        f"that the record is from, with torch {torch.__version__.partition('+')[0]}; other CPUs sum in other orders.",
         "",
         "## Names",
         "",
@@ -106,9 +106,9 @@ def main() -> None:
         "",
         "## Files that go from one to the other",
         "",
-        "A checkpoint in the middle of training (model, momentum, schedule, iteration) and its config, written by either.",
-        "The other loads them, detects and trains on as the writer itself does, and writes them again with the same",
-        f"content. Largest difference: {_number(exchanged[0].largest)} with Detectron2's files,",
+        "A checkpoint in the middle of training (model, momentum, schedule, iteration) and its config, written by",
+        "either. The other loads them, detects and trains on as the writer itself does, and writes them again with the",
+        f"same content. Largest difference: {_number(exchanged[0].largest)} with Detectron2's files,",
         f"{_number(exchanged[1].largest)} with d2lite's; allowed is {exchange.CASE.tolerance}.",
         "",
         "## Intended differences",
