@@ -91,7 +91,7 @@ def main() -> None:
     names = harness.names_to_cover()
     text = [
         HEAD,
-        f"{len(names)} names, {len(harness.all_cases())} cases, {values} values. Differences are those on the kind of CPU",
+        f"{len(names)} names, {len(results)} cases, {values} values. Differences are those on the kind of CPU",
         f"that the record is from, with torch {torch.__version__.partition('+')[0]}; other CPUs sum in other orders.",
         "",
         "## Names",
