@@ -34,7 +34,7 @@ def pooling():
     single = d2.ROIPooler(4, [1 / 8], 0, "ROIAlignV2")
     out["single"] = condensed(single(maps[1:2], boxes))
     poolers = d2_module("modeling.poolers")
-    large = [d2.Boxes(torch.tensor([[0, 0, s, s] for s in (1.0, 40, 112, 223.9, 224, 300, 448, 900)]))]
+    large = [d2.Boxes(torch.tensor([[0, 0, s, s] for s in (0.0, 1.0, 40, 112, 223.9, 224, 300, 448, 900)]))]
     out["levels"] = poolers.assign_boxes_to_levels(large, 2, 5, 224, 4)
     out["format"] = poolers.convert_boxes_to_pooler_format(boxes)
     out["errors"] = [

@@ -23,6 +23,7 @@ from fidelity.cases_checkpoints import Model, values
 from fidelity.cases_data import registered
 from fidelity.cases_drawing import picture
 from fidelity.cases_evaluation import crowded_coco, detections, evaluated
+from fidelity.cases_signatures import NOT_THERE
 from fidelity.cases_transforms import image
 from fidelity.harness import error_of, folder, log_lines
 from lvis_files import lvis_content
@@ -466,6 +467,18 @@ def names_that_are_not_there():
         except ImportError as error:
             advised += "install Detectron2" in str(error)
     return {"there": there, "advised": advised}
+
+
+@difference(
+    "detection_utils",
+    detectron2="has methods and functions for keypoints, rotated boxes, panoptic parts, yacs and profiling",
+    d2lite="has not (`NOT_THERE` in `tests/fidelity/cases_signatures.py` is the list)",
+    why=NOT_PART,
+    there=[],
+)
+def parts_that_are_not_there():
+    parts = [(name, part) for name, several in NOT_THERE.items() for part in several]
+    return {"there": [f"{name}.{part}" for name, part in parts if hasattr(getattr(d2, name), part)]}
 
 
 @difference(

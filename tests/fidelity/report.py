@@ -27,7 +27,8 @@ HEAD = """# d2lite's fidelity
 offers there is at least one case whose results were recorded from the real Detectron2 (its main branch of June 2026,
 02b5c4e). The tests compare d2lite with the record, and the record with Detectron2 where that is installed. Integers,
 texts, orders, shapes and types have to be equal; the tolerances are for floating-point values alone. Of errors it is
-compared whether there is one: each provider has words of its own.
+compared whether there is one: each provider has words of its own. One more case, `signatures.signatures`, is about all
+names: their parameters and defaults.
 
 | | |
 |---|---|
