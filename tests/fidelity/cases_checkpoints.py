@@ -139,7 +139,7 @@ def heuristics():
             "stage.stem.bias": torch.ones(2),
             "stem.bias": torch.zeros(2) + 5,
             "head.0.bias": torch.ones(3),
-            "unknown.x": stem,
+            "unknown.x": torch.zeros(0),
         },
         "other_shape": {"0.weight": torch.ones(7, 7), "head.0.bias": torch.ones(3)},
         "nothing": {"something.else": torch.ones(3)},
@@ -174,7 +174,7 @@ def periodic():
     with folder() as at, log_lines():
         trainer = d2.TrainerBase()
         trainer.run_step = lambda: trainer.storage.put_scalar(
-            "score", [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0][trainer.iter], smoothing_hint=False
+            "score", [float("inf"), 3.0, float("nan"), 4.0, 1.0, 9.0, 2.0][trainer.iter], smoothing_hint=False
         )
         saved = d2.DetectionCheckpointer(Model(), str(at))
         trainer.register_hooks(

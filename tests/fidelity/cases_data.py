@@ -240,7 +240,7 @@ def number_of(record: dict) -> dict:
 
 
 def _records(number: int = 12) -> list[dict]:
-    return [{"image_id": n, "width": 10 + 5 * (n % 3), "height": 12} for n in range(number)]
+    return [{"image_id": n, "width": 10 + 2 * (n % 3), "height": 12} for n in range(number)]
 
 
 @case(

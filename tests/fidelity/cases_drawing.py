@@ -139,6 +139,7 @@ def of_shapes():
         ),
         "masks": lambda v: v.overlay_instances(masks=[mask, [polygon.reshape(-1)]], assigned_colors=colours[:2]),
         "nothing": lambda v: v.overlay_instances(),
+        "empty": lambda v: v.overlay_instances(boxes=[], labels=[]),
     }.items():
         seeded()
         out[name] = seen(draw(d2.Visualizer(picture(), scale=1.0)))

@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.multiprocessing
-from fidelity.harness import case, error_of, folder
+from fidelity.harness import case, error_of, fill, folder, generator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -56,6 +56,10 @@ def _of_one_rank(path: str) -> None:
     squeezed = d2.create_ddp_model(nn.Linear(2, 1), device_ids=None, fp16_compression=True)
     out["ddp"] = [type(wrapped) is DistributedDataParallel, wrapped.broadcast_buffers, type(squeezed.module).__name__]
     out["sampler"] = list(d2.InferenceSampler(5))
+    for name, images in (("naiveSyncBN", 2), ("naiveSyncBN_N", 3 * rank)):  # on rank 0 there are none
+        norm, x = fill(d2.get_norm(name, 2), 1.0).train(), torch.randn(images, 2, 3, 4, generator=generator(rank))
+        with torch.no_grad():
+            out[name] = [norm(x).flatten().tolist(), norm.running_mean.tolist(), norm.running_var.tolist()]
     with d2.EventStorage(4) as storage:
         losses = {"loss_a": torch.tensor(1.0 + rank), "loss_b": torch.tensor(3.0 * rank)}
         d2.SimpleTrainer.write_metrics(losses, 0.25 * rank, 4, "pre_")
@@ -74,7 +78,10 @@ def _numbers(scalars: dict) -> dict[str, float]:
     "launch",
     "create_ddp_model",
     "SimpleTrainer",
-    what="two processes: ranks, gathered objects and their types, reduced scalars, wrapped models, metrics of losses",
+    "get_norm",
+    what="two processes: ranks, gathered objects and their types, reduced scalars, wrapped models, metrics, norms",
+    rtol=1e-5,
+    atol=1e-6,
 )
 def two_processes():
     start = functools.partial(torch.multiprocessing.start_processes, start_method="fork")  # importing anew is slow

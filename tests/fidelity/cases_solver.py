@@ -48,12 +48,14 @@ def warmup():
 
 
 def small_model() -> nn.Module:
-    """Two convolutions with norms, a layer twice, a frozen one, a parameter of the model's own."""
+    """A convolution, norms, a layer twice and one weight once more, a frozen one, a parameter of the model's own."""
     model = nn.Module()
     model.conv = nn.Conv2d(3, 4, 3)
     model.norm = nn.BatchNorm2d(4)
     model.inner = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4, affine=True))
     model.again = model.inner[0]
+    model.tied = nn.Linear(4, 4)
+    model.tied.weight = model.inner[0].weight
     model.frozen = nn.Linear(2, 2)
     model.frozen.weight.requires_grad_(False)
     model.table = nn.Parameter(torch.zeros(3))
