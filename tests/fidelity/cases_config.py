@@ -22,7 +22,10 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.solver import WarmupParamScheduler
 
-_hidden = dict(x=1)
+import detectron2.structures
+import detectron2.utils.comm as ranks
+
+_hidden = dict(x=1, kinds=[detectron2.structures.Boxes, ranks.get_rank])
 train = dict(seed=3, amp=dict(enabled=False), steps=[60, 80], names=("a", "b"), lr=1e-4, nothing=None)
 model = L(torch.nn.Conv2d)(in_channels=3, out_channels="${.in_channels}", kernel_size=(3, 1), bias=False)
 shape = L(ShapeSpec)(channels=8)
@@ -91,7 +94,13 @@ def loading():
         leaf = str(at / "leaf.py")
         out["one_key"] = shown(d2.LazyConfig.load(leaf, "mine"))
         out["keys"] = [shown(each) for each in d2.LazyConfig.load(leaf, ("train", "number"))]
-        out["flags"] = [loaded._get_flag("allow_objects"), d2.LazyConfig.load(leaf).mine._get_flag("allow_objects")]
+        parts = [
+            loaded,
+            d2.LazyConfig.load(leaf).mine,
+            d2.LazyConfig.load(leaf, "train"),
+            d2.LazyConfig.load(leaf).plain,
+        ]
+        out["flags"] = [part._get_flag("allow_objects") for part in parts]
         fresh = d2.LazyConfig.load(leaf)
         fresh.train.seed = 12
         out["nothing_kept"] = d2.LazyConfig.load(leaf).train.seed

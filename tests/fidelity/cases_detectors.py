@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
 from fidelity.cases_layers import Pyramid
 from fidelity.cases_roi_heads import polygons_of
-from fidelity.harness import case, error_of, fill, generator, gradient_norms, of_instances, random_boxes
+from fidelity.harness import case, error_of, fill, first_weights, generator, gradient_norms, of_instances, random_boxes
 
 from elsa_det import d2
 
@@ -146,6 +149,29 @@ def generalized_rcnn():
 
 
 @case(
+    "GeneralizedRCNN",
+    "MaskRCNNConvUpsampleHead",
+    what="pictures of the training: names, iterations, sizes and mean colours",
+    atol=0.5,
+    why="letters, as the drawing library smooths them, of 255 levels",
+)
+def pictures_of_training():
+    model = mask_rcnn(vis_period=2)
+    model.roi_heads.mask_head.vis_period = 2
+    torch.manual_seed(6)
+    random.seed(6)
+    np.random.seed(6)  # colours
+    with d2.EventStorage() as storage:
+        for _ in range(3):
+            model.train()(batch())
+            storage.step()
+        return {
+            "pictures": [[name, iteration, list(image.shape)] for name, image, iteration in storage._vis_data],
+            "means": [torch.as_tensor(image).double().mean() for _, image, _ in storage._vis_data],
+        }
+
+
+@case(
     "RetinaNet",
     "RetinaNetHead",
     what="losses of two steps, gradients; detections; state",
@@ -165,7 +191,7 @@ def dense_detector():
 
 @case(
     "RetinaNetHead",
-    what="logits and codes of two levels, with norms; names; first bias",
+    what="logits and codes of two levels, with norms; names; first weights",
     rtol=1e-5,
     atol=1e-5,
 )
@@ -182,7 +208,9 @@ def dense_head():
             "codes": codes,
             "state": {k: list(v.shape) for k, v in made.state_dict().items()},
         }
+    torch.manual_seed(3)
     fresh = d2.RetinaNetHead(**arguments, prior_prob=0.03)
+    out["first_weights"] = first_weights(fresh)
     out["prior"] = float(fresh.cls_score.bias[0].detach())
     return out
 

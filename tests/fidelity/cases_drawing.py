@@ -154,6 +154,45 @@ def of_shapes():
     return out
 
 
+class Writing(d2.Visualizer):
+    """Remembers what it is to write, and where."""
+
+    def draw_text(self, text, position, **style):
+        style.pop("color", None)
+        known = [[key, float(v) if isinstance(v, (int, float)) else str(v)] for key, v in sorted(style.items())]
+        self.__dict__.setdefault("texts", []).append([text, *map(float, position), *known])
+        return self.output
+
+
+@case(
+    "Visualizer",
+    what="places and sizes of labels: of boxes, masks alone, segments; at borders, large and small",
+    atol=1e-4,
+)
+def labels_of_drawings():
+    out: dict = {}
+    boxes = torch.tensor([[5.0, 5, 60, 50], [90, 70, 120, 95], [100, 10, 105, 14], [3, 3, 125, 90], [40, 60, 47, 95]])
+    shapes = masks(boxes)
+    for name, given in {
+        "boxes": {"boxes": boxes},
+        "masks": {"masks": shapes},
+        "both": {"boxes": boxes, "masks": shapes},
+    }.items():
+        for scale in (1.0, 2.0):
+            seeded()
+            drawn = Writing(picture(), scale=scale)
+            drawn.overlay_instances(labels=list("abcde"), **given)
+            out[f"{name}_{scale}"] = drawn.texts
+    seeded()
+    with registered("fid_drawn"):
+        drawn = Writing(picture(), metadata())
+        labelled = np.zeros((HEIGHT, WIDTH), np.uint8)
+        labelled[10:50, 20:90] = 1
+        labelled[60:70, 10:20] = labelled[60:90, 50:120] = 2
+        drawn.draw_sem_seg(labelled)
+    return out | {"segments": drawn.texts}
+
+
 @case(
     "Visualizer",
     what="colours drawn from the generator, names of labels, masks in all forms as polygons and areas",

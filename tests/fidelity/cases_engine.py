@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import random
 import re
 from types import SimpleNamespace
@@ -250,7 +251,7 @@ def arguments():
         found = vars(parser.parse_args(line))
         address, _, port = found["dist_url"].rpartition(":")
         out[name] = {k: str(v) for k, v in sorted(found.items())} | (
-            {"dist_url": [address, 49152 <= int(port) < 65536]} if port.isdigit() else {}
+            {"dist_url": [address, int(port) == 2**15 + 2**14 + hash(os.getuid()) % 2**14]} if port.isdigit() else {}
         )
     out["epilog"] = d2.default_argument_parser(epilog="own words").epilog
     out["examples"] = "--num-gpus 8" in parser.epilog
@@ -287,7 +288,11 @@ def setup():
         mock.patch.dict("os.environ"),
     ):
         (at / "c.py").write_text("x = 1\n")
-        for name, train in {"seeded": {"seed": 5, "cudnn_benchmark": True}, "tested": {"seed": 6}}.items():
+        for name, train in {
+            "seeded": {"seed": 5, "cudnn_benchmark": True},
+            "tested": {"seed": 6},
+            "plain": {"seed": 7},
+        }.items():
             torch.backends.cudnn.benchmark = False
             cfg = OmegaConf.create(
                 {"train": {"output_dir": str(at / name), **train}, "model": {"_target_": "torch.nn.Identity"}}

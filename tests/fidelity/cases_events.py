@@ -25,7 +25,7 @@ def filled(storage) -> None:
         storage.put_scalars(total_loss=loss + other, lr=rate, smoothing_hint=False)
         if iteration % 3 == 0:
             storage.put_scalar("[metric]rare", torch.tensor(other), cur_iter=iteration)
-        storage.put_scalars(time=0.25 + iteration / 64, data_time=0.125, rank_data_time=0.5)
+        storage.put_scalars(time=0.25 + iteration**2 / 64, data_time=0.125, rank_data_time=0.5)
 
 
 @case(

@@ -9,6 +9,7 @@ from fidelity.harness import (
     condensed,
     error_of,
     fill,
+    first_weights,
     generator,
     gradient_norms,
     of_instances,
@@ -175,6 +176,8 @@ def box_head():
             "parameters": {k: list(v.shape) for k, v in made.state_dict().items()},
             "shape": str(made.output_shape),
         }
+    torch.manual_seed(1)
+    out["first_weights"] = first_weights(d2.FastRCNNConvFCHead(shape, conv_dims=[8], fc_dims=[5]))
     out["empty"] = error_of(lambda: d2.FastRCNNConvFCHead(shape, conv_dims=[], fc_dims=[]))
     return out
 
@@ -220,6 +223,9 @@ def box_predictor_outputs():
                 "found": [of_instances(f) for f in found],
                 "kept": kept,
             }
+    torch.manual_seed(1)
+    fresh = {"box2box_transform": d2.Box2BoxTransform((10, 10, 5, 5)), "num_classes": 3}
+    out["first_weights"] = first_weights(d2.FastRCNNOutputLayers(d2.ShapeSpec(channels=16), **fresh))
     single = d2_module("modeling.roi_heads.fast_rcnn").fast_rcnn_inference
     boxes = [torch.randn(5, 16, generator=generator(1)) * 10 + torch.tensor([20.0, 20, 40, 40] * 4)]
     scores = [torch.rand(5, 5, generator=generator(2))]
@@ -263,4 +269,7 @@ def mask_head():
             "masks": [condensed(f.pred_masks) for f in found],
             "parameters": {k: list(v.shape) for k, v in made.state_dict().items()},
         }
+    torch.manual_seed(1)
+    shape = d2.ShapeSpec(channels=6, height=4, width=4)
+    out["first_weights"] = first_weights(d2.MaskRCNNConvUpsampleHead(shape, num_classes=2, conv_dims=[8, 8]))
     return out

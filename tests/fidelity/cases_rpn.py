@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from d2_access import d2_module
-from fidelity.harness import case, fill, generator, gradient_norms, of_instances, random_boxes
+from fidelity.harness import case, fill, first_weights, generator, gradient_norms, of_instances, random_boxes
 
 from elsa_det import d2
 
@@ -119,10 +119,7 @@ def head():
         }
     torch.manual_seed(3)
     made = d2.StandardRPNHead(in_channels=64, num_anchors=3)
-    out["initial"] = {
-        name: round(float(value.std()), 3) if value.numel() > 100 else float(value.abs().max() < 0.05)
-        for name, value in made.state_dict().items()
-    }
+    out["first_weights"] = first_weights(made)
     return out
 
 

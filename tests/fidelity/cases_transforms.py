@@ -51,6 +51,8 @@ def augmentations() -> dict:
         "RandomRotation": T.RandomRotation([-40, 50]),
         "RandomRotation_kept": T.RandomRotation([30, 75], expand=False, center=[[0.3, 0.3], [0.6, 0.7]]),
         "RandomRotation_choice": T.RandomRotation([0, 90, 17], sample_style="choice"),
+        "RandomRotation_whole": T.RandomRotation([360], sample_style="choice"),
+        "MinIoURandomCrop_high": T.MinIoURandomCrop(min_ious=(0.2, 0.5), min_crop_size=0.2),
         "RandomContrast": T.RandomContrast(0.5, 1.5),
         "RandomBrightness": T.RandomBrightness(0.5, 1.5),
         "RandomSaturation": T.RandomSaturation(0.3, 1.8),

@@ -130,6 +130,11 @@ def fill(module: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
     return module
 
 
+def first_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Three values of each parameter: after a seed, they show how and in which order the weights are drawn."""
+    return {name: value.detach().reshape(-1)[:3] for name, value in module.named_parameters()}
+
+
 def gradient_norms(module: torch.nn.Module) -> dict[str, float]:
     """Of each parameter that has a gradient."""
     return {name: float(p.grad.norm()) for name, p in module.named_parameters() if p.grad is not None}
