@@ -41,5 +41,6 @@ def pooling():
         error_of(lambda: d2.ROIPooler(4, scales, 0, "Other")),
         error_of(lambda: d2.ROIPooler(4, [1 / 4, 1 / 16], 0, "ROIAlignV2")),
         error_of(lambda: d2.ROIPooler(4, [1 / 5], 0, "ROIAlignV2")),
+        error_of(lambda: d2.ROIPooler(4, [1 / 4, 1 / 9], 0, "ROIAlignV2")),
     ]
     return out

@@ -57,7 +57,7 @@ def _of_one_rank(path: str) -> None:
     out["ddp"] = [type(wrapped) is DistributedDataParallel, wrapped.broadcast_buffers, type(squeezed.module).__name__]
     out["sampler"] = list(d2.InferenceSampler(5))
     for name, images in (("naiveSyncBN", 2), ("naiveSyncBN_N", 3 * rank)):  # on rank 0 there are none
-        norm, x = fill(d2.get_norm(name, 2), 1.0).train(), torch.randn(images, 2, 3, 4, generator=generator(rank))
+        norm, x = fill(d2.get_norm(name, 3), 1.0).train(), torch.randn(images, 3, 2, 4, generator=generator(rank))
         with torch.no_grad():
             out[name] = [norm(x).flatten().tolist(), norm.running_mean.tolist(), norm.running_var.tolist()]
     with d2.EventStorage(4) as storage:
