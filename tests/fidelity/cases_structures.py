@@ -20,6 +20,7 @@ def boxes():
     made = d2.Boxes(torch.cat([random_boxes(5, 40, 50, 1) * 1.4 - 8, torch.tensor([[3.0, 4, 3, 9]])]))
     clipped, scaled = made.clone(), made.clone()
     clipped.clip((40, 50))
+    edges = d2.Boxes([[-5, 0, 9, 9], [-5.5, 0, 9, 9], [0, -5, 9, 9], [3, 3, 55, 44], [2, 2, 54, 44], [0, 0, 50, 40]])
     scaled.scale(0.5, 3.0)
     return {
         "area": made.area(),
@@ -28,6 +29,7 @@ def boxes():
         "nonempty": made.nonempty(),
         "wide": made.nonempty(threshold=9),
         "inside": made.inside_box((40, 50)),
+        "edges": [edges.inside_box((40, 50)), edges.inside_box((40, 50), 5)],
         "near": made.inside_box((40, 50), 5),
         "centers": made.get_centers(),
         "joined": d2.Boxes.cat([made[1:3], made[0]]).tensor,
