@@ -207,6 +207,7 @@ def usual_hooks():
     out["times"] = len(trainer.storage.history("time").values())
     out["lines"] = [re.sub(r"[\d:.]+", "N", line) for line in lines if "speed" in line or "Total" in line]
     out["state"] = json.dumps(trainer.state_dict()["hooks"], sort_keys=True)
+    out["not_smoothed"] = sorted(name for name, hint in trainer.storage.smoothing_hints().items() if not hint)
     out["groups"] = [
         hooks.LRScheduler.get_best_param_group_id(
             torch.optim.SGD(

@@ -64,6 +64,11 @@ def convolutions():
         if name != "norm":
             out[name]["empty"] = list(made(x[:0]).shape)
     out["base"] = isinstance(made, nn.Conv2d)
+    block = d2_module("layers").CNNBlockBase(1, 2, 3)
+    block.inner = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    frozen = block.freeze()
+    kinds = [type(layer).__name__ for layer in frozen.modules()]
+    out["frozen"] = [frozen is block, kinds, [p.requires_grad for p in frozen.parameters()], block.stride]
     return out
 
 
