@@ -155,6 +155,16 @@ def single_transforms():
     out["pad"] = [digest(pad.apply_image(image())), digest(pad.apply_segmentation(labels()))]
     out["color"] = digest(T.ColorTransform(lambda x: 255 - x).apply_image(image()))
     out["pil"] = digest(T.PILColorTransform(lambda x: x.convert("L").convert("RGB")).apply_image(image()))
+    mixed = np.full((HEIGHT, WIDTH), 255, np.uint8)  # mostly ignored, the rest in halves
+    mixed[::3, : WIDTH // 2], mixed[::3, WIDTH // 2 :] = 1, 2
+    for ignored in (None, 255):
+        constrained = T.RandomCrop_CategoryAreaConstraint("absolute", (14, 14), 0.6, ignored)
+        windows = []
+        for seed in range(6):
+            np.random.seed(seed)
+            window = constrained.get_transform(image(), mixed)
+            windows.append([window.x0, window.y0, float(np.random.uniform())])
+        out[f"ignored_{ignored}"] = [[int(x), int(y), drawn] for x, y, drawn in windows]
     changed, used = T.apply_augmentations([T.HFlipTransform(WIDTH), T.Resize((10, 12))], image())
     out["list"] = {"image": digest(changed), "points": used.apply_coords(POLYGON.copy()), "kind": type(used).__name__}
     return out
