@@ -131,8 +131,8 @@ def pyramids():
         "convs": {"top_block": d2.LastLevelP6P7(8, 32), "fuse_type": "avg"},
         "convs_of_p5": {"top_block": d2.LastLevelP6P7(32, 32, in_feature="p5"), "square_pad": 128},
     }.items():
-        made = fill(d2.FPN(Pyramid(), ["res3", "res4", "res5"], 32, **options), 0.3)
-        maps = made(torch.randn(1, 3, 64, 96, generator=generator(2)))
+        made = fill(d2.FPN(Pyramid(), ["res3", "res4", "res5"], 32, **options), 0.3).double()
+        maps = made(torch.randn(1, 3, 64, 96, generator=generator(2)).double())
         sum((value * value).sum() for value in maps.values()).backward()
         out[name] = {
             "maps": {level: value[0, ::7] for level, value in maps.items()},

@@ -91,7 +91,11 @@ def two_processes():
         mock.patch("torch.cuda.is_available", return_value=False),
     ):
         d2.launch(_of_one_rank, 2, dist_url="auto", args=(str(at),))
-        return {str(rank): json.loads((at / f"{rank}.json").read_text()) for rank in range(2)}
+        out = {str(rank): json.loads((at / f"{rank}.json").read_text()) for rank in range(2)}
+    for results in out.values():
+        for name in ("naiveSyncBN", "naiveSyncBN_N"):
+            results[name] = [torch.tensor(values) for values in results[name]]
+    return out
 
 
 @case(

@@ -137,7 +137,7 @@ def standard_heads():
     "ROIHeads",
     "select_foreground_proposals",
     what="proposals sampled after a seed, with all fields of their objects; the foreground of them",
-    rtol=0,
+    rtol=1e-6,
     atol=1e-6,
 )
 def sampling():
