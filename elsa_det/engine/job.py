@@ -32,8 +32,6 @@ class Job:
         local_rank: number of this process on its machine; None where the processes are still to be started.
         host: of machine 0, where all meet.
         port: there; 0 lets a free one be found.
-        agent_listens: torchrun's agent listens at that port, not a process of the job.
-        attempt: tells apart what restarts of torchrun leave at the meeting point.
     """
 
     started_by: str
@@ -43,20 +41,21 @@ class Job:
     local_rank: int | None = None
     host: str = "127.0.0.1"
     port: int = _FREE_PORT
-    agent_listens: bool = False
-    attempt: str = "0"
 
     @property
     def world_size(self) -> int:
         """Processes of the job."""
         return self.machines * self.processes
 
-    def rank(self, local_rank: int | None = None) -> int:
-        """Number of a process of this machine among all; of this process by default."""
-        local_rank = self.local_rank if local_rank is None else local_rank
-        if local_rank is None:
-            raise ValueError("the processes of this job are not started yet: give the local rank")
+    def rank_of(self, local_rank: int) -> int:
+        """Number of a process of this machine among all of the job."""
         return self.machine * self.processes + local_rank
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among all of the job."""
+        assert self.local_rank is not None, "the processes are not started yet"
+        return self.rank_of(self.local_rank)
 
     @property
     def address(self) -> str:
@@ -75,14 +74,13 @@ def read_job(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) 
     """
     if "TORCHELASTIC_RUN_ID" in environ or ("RANK" in environ and environ.get("WORLD_SIZE", "1") != "1"):
         return _from_torchrun(args, environ)
-    if "SLURM_STEP_ID" in environ and _slurm_tasks(environ) > 1:
+    tasks = _slurm_tasks(environ)
+    launchers = args.num_machines == tasks  # srun starts one launcher a machine
+    if "SLURM_STEP_ID" in environ and tasks > 1 and not launchers:
         return _from_slurm(args, environ)
     job = _from_arguments(args)
-    if job.world_size == 1 and "SLURM_STEP_ID" not in environ and _slurm_tasks(environ) > 1:
-        logger.warning(
-            "This is one process alone, in a SLURM allocation of %d tasks: start the command with srun to use them",
-            _slurm_tasks(environ),
-        )
+    if job.world_size == 1 and tasks > 1:
+        logger.warning("One process alone, in a SLURM allocation of %d tasks: srun in front would use them", tasks)
     return job
 
 
@@ -128,8 +126,6 @@ def _from_torchrun(args: argparse.Namespace, environ: Mapping[str, str]) -> Job:
         local_rank=local_rank,
         host=environ["MASTER_ADDR"],
         port=_number(environ, "MASTER_PORT"),
-        agent_listens=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
     )
 
 
@@ -163,7 +159,6 @@ def _from_slurm(args: argparse.Namespace, environ: Mapping[str, str]) -> Job:
         local_rank=local_rank,
         host=host,
         port=port,
-        attempt=environ.get("SLURM_RESTART_COUNT", "0"),
     )
 
 
@@ -187,11 +182,17 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 
 
 def _from_arguments(args: argparse.Namespace) -> Job:
-    processes, machines, machine = max(args.num_gpus, 1), args.num_machines, args.machine_rank
-    if args.num_gpus < 0 or machines < 1:
-        raise UserError(f"--num-gpus {args.num_gpus} --num-machines {machines}: both must be at least 1")
-    if not 0 <= machine < machines:
-        raise UserError(f"--machine-rank {machine}: machines are numbered from 0 to {machines - 1} (--num-machines)")
+    processes, machines, machine = args.num_gpus, args.num_machines, args.machine_rank
+    if processes < 1:
+        raise UserError(
+            f"--num-gpus {processes}: it is the number of processes of this machine, at least 1. To train on the "
+            "CPU leave it out, and set train.device=cpu"
+        )
+    if machines < 1 or not 0 <= machine < machines:
+        raise UserError(
+            f"--num-machines {machines} --machine-rank {machine}: ranks are 0 to one less than the number of machines, "
+            "which is at least 1"
+        )
     url = _given(args).get("dist_url", "auto")
     if machines > 1 and url == "auto":
         raise UserError(
