@@ -31,6 +31,7 @@ from .watch import Watch, tell
 
 Main = Callable[[argparse.Namespace], Any]
 
+_START_METHOD = "spawn"  # CUDA does not survive a fork
 _END_IN = 10.0  # seconds for the other processes to end by themselves after a failure
 
 
@@ -122,7 +123,9 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
     if store is not None:
         job = dataclasses.replace(job, port=store.port)
     with _environment(job, options):
-        context: Any = mp.start_processes(_child, (job, options, main, args), nprocs=job.processes, join=False)
+        context: Any = mp.start_processes(
+            _child, (job, options, main, args), nprocs=job.processes, join=False, start_method=_START_METHOD
+        )
     try:
         while not context.join(grace_period=_END_IN):
             pass

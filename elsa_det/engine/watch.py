@@ -55,7 +55,7 @@ class Watch:
 
     Args:
         job: with ``local_rank``.
-        store: in which rank 0 leaves the address of the watch, and whose host reaches rank 0's machine if no other does.
+        store: in which rank 0 leaves the address of the watch.
         peer_timeout: seconds until a process whose machine does not answer counts as gone.
     """
 
@@ -142,7 +142,8 @@ class _Server(socketserver.ThreadingTCPServer):
         self.peer_timeout = peer_timeout
         self.token = secrets.token_hex(16)
         self._world_size, self._done = job.world_size, 0
-        self._lock, self._failed = threading.Lock(), False
+        self._lock = threading.Lock()
+        self._answer: dict[str, Any] = {}  # once there is a failure
         self._members: dict[int, tuple[_Member, socket.socket]] = {}
         super().__init__(("", 0), _Connection)
         address = {"host": own_address(job.host), "port": self.server_address[1], "token": self.token}
@@ -157,6 +158,8 @@ class _Server(socketserver.ThreadingTCPServer):
     def add(self, member: _Member, connection: socket.socket) -> None:
         with self._lock:
             self._members[member.rank] = member, connection
+            if self._answer:
+                _send(connection, {**self._answer, "speaks": False})
 
     def done(self, member: _Member) -> None:
         with self._lock:
@@ -168,18 +171,17 @@ class _Server(socketserver.ThreadingTCPServer):
     def failed(self, member: _Member, text: str, *, itself: bool) -> None:
         """Tell all; ``itself``: the process that failed says so, and shows more."""
         with self._lock:
-            if self._failed:
+            if self._answer:
                 return
-            self._failed = True
             if not itself:
                 del self._members[member.rank]
             speakers = {other.machine: rank for rank, (other, _) in sorted(self._members.items(), reverse=True)}
             if itself:
                 speakers[member.machine] = member.rank
-            answer = {"text": text, "rank": member.rank, "host": member.host}
+            self._answer = {"text": text, "rank": member.rank, "host": member.host}
             for rank, (other, connection) in sorted(self._members.items(), reverse=True):  # this process ends last
                 with contextlib.suppress(OSError):
-                    _send(connection, {**answer, "speaks": speakers[other.machine] == rank})
+                    _send(connection, {**self._answer, "speaks": speakers[other.machine] == rank})
 
 
 class _Connection(socketserver.StreamRequestHandler):
