@@ -22,7 +22,9 @@ def work(args: argparse.Namespace) -> None:
     total = torch.tensor(float(comm.get_rank()))
     if comm.get_world_size() > 1:
         dist.all_reduce(total)
-    print(f"rank {comm.get_rank()} local {comm.get_local_rank()} of {comm.get_world_size()}: {total.item()}", flush=True)
+    print(
+        f"rank {comm.get_rank()} local {comm.get_local_rank()} of {comm.get_world_size()}: {total.item()}", flush=True
+    )
     if args.case == "all complain":
         raise UserError("x=1: use 2")
     if comm.get_rank() == args.rank:

@@ -108,6 +108,7 @@ def _work(job: Job, options: Options, main: Main, args: argparse.Namespace) -> N
     store = join(job, options)  # kept to the end: the group of all may be served from here
     watch = Watch(job, store, options.peer_timeout)
     try:
+        comm.synchronize()  # all are watched, and none that is slow to start meets the timeout of an exchange of main
         main(args)
         comm.synchronize()  # none leaves while another still needs it
         gc.collect()  # trainers in reference cycles hold the group, whose threads must be joined before the exit

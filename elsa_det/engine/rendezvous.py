@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import socket
 import struct
@@ -16,9 +15,7 @@ from torch import distributed as dist
 from ..d2 import comm
 from ..errors import UserError
 from .job import LAUNCHER, SLURM, TORCHRUN, Job
-from .watch import own_address
-
-logger = logging.getLogger(__name__)
+from .watch import own_address, tell
 
 _SIOCGIFADDR = 0x8915
 
@@ -85,7 +82,6 @@ def join(job: Job, options: Options) -> dist.Store:
         timeout=timedelta(seconds=options.dist_timeout),
     )
     comm.create_local_process_group(job.processes)
-    comm.synchronize()
     return store
 
 
@@ -125,7 +121,7 @@ def _check_in(job: Job, store: dist.Store, timeout: float) -> None:
     here = [f"here {rank}" for rank in range(job.world_size)]
     store.set(here[job.rank], "1")
     if job.rank == 0 and job.machines > 1:
-        logger.warning("Waiting for %d machines at %s", job.machines, job.address)
+        tell(f"Waiting for {job.machines} machines at {job.address}")
     try:
         store.wait(here, timedelta(seconds=timeout))
     except dist.DistError as error:

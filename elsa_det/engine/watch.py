@@ -23,10 +23,11 @@ from typing import Any, NoReturn
 from torch import distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from .job import Job
+from .job import TORCHRUN, Job
 from .user_errors import describe
 
 _ANSWER_IN = 5.0  # seconds for rank 0 to answer, and for all to be done after the last exchange
+_SEEN_IN = 2.0  # seconds for torchrun to see which process failed, before others do
 _CAUSE_IN = 3.0  # seconds in which the cause of a broken exchange is known
 _BROKEN = ("connection closed", "connection reset", "broken pipe", "connection refused", "connection was likely closed")
 _LATE = ("timed out", "timeout")
@@ -64,13 +65,15 @@ class Watch:
         name = f"rank {job.rank} of {job.world_size} (process {os.getpid()} on {host})"
         self._me = _Member(job.rank, job.machine, host, name)
         self._speaks_if_rank_0_is_gone = job.local_rank == (1 if job.machine == 0 else 0)
-        self._leaving, self._shown = False, ""
+        self._leaving, self._shown, self._started_by = False, "", job.started_by
         self._server = _Server(job, store, peer_timeout) if job.rank == 0 else None
         address = json.loads(store.get("watch"))
         self._socket = socket.create_connection((address["host"], address["port"]), timeout=peer_timeout)
         self._socket.settimeout(None)
         _keep_alive(self._socket, peer_timeout)
-        self._send({"token": address["token"], **self._me.__dict__})
+        self._answers = self._socket.makefile()
+        _send(self._socket, {"token": address["token"], **self._me.__dict__})
+        self._answers.readline()  # from here on rank 0 tells this process of every failure
         self._thread = threading.Thread(target=self._listen, daemon=True, name="watch")
         self._thread.start()
 
@@ -108,7 +111,7 @@ class Watch:
 
     def _listen(self) -> None:
         try:
-            line = self._socket.makefile().readline()
+            line = self._answers.readline()
         except OSError:
             line = ""
         if line:
@@ -116,16 +119,18 @@ class Watch:
             if answer["rank"] == self._me.rank:
                 self._end(self._shown + f"error: {answer['text']}", speaks=True)
             where = "" if answer["host"] == self._me.host else f"on {answer['host']}: "
-            self._end(f"error: {where}{answer['text']}", speaks=answer["speaks"])
+            self._end(f"error: {where}{answer['text']}", speaks=answer["speaks"], after_another=True)
         if not self._leaving:
             text = "error: rank 0 is gone: it was killed, or its machine is off or not reachable"
-            self._end(text, speaks=self._speaks_if_rank_0_is_gone)
+            self._end(text, speaks=self._speaks_if_rank_0_is_gone, after_another=True)
 
-    def _end(self, text: str, *, speaks: bool) -> NoReturn:
+    def _end(self, text: str, *, speaks: bool, after_another: bool = False) -> NoReturn:
         """Without clean-up, which may hang in an exchange for ever."""
         try:
             if speaks and text != "error: ":
                 tell(text)
+            if after_another and self._started_by == TORCHRUN:
+                time.sleep(_SEEN_IN)
         finally:
             os._exit(1)
 
@@ -158,6 +163,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def add(self, member: _Member, connection: socket.socket) -> None:
         with self._lock:
             self._members[member.rank] = member, connection
+            _send(connection, {"added": member.rank})
             if self._answer:
                 _send(connection, {**self._answer, "speaks": False})
 

@@ -60,7 +60,8 @@ class Commands:
             mp.get_context("fork").Process(target=_command, args=(*command, output))
             for command, output in zip(commands, self.outputs, strict=True)
         ]
-        for process in self.processes:
+        for process, output in zip(self.processes, self.outputs, strict=True):
+            output.touch()
             process.start()
 
     def wait(self, seconds: float = 20) -> list[tuple[int | None, str]]:
@@ -177,9 +178,7 @@ def test_a_task_of_slurm_that_is_killed_ends_the_other(run, config):
 
 
 def test_an_exchange_that_one_does_not_come_to(run, config):
-    [(code, output)] = run(
-        ["--config-file", config(), "--num-gpus", "2", "--case", "hangs", "train.dist_timeout=2"]
-    )
+    [(code, output)] = run(["--config-file", config(), "--num-gpus", "2", "--case", "hangs", "train.dist_timeout=2"])
     assert code == 1
     assert "error: rank 0 of 2 (process " in output
     assert "A process is late, or hangs: train.dist_timeout is how long an exchange waits" in output
@@ -208,8 +207,10 @@ def test_machines_of_one_number(run, config, port):
 
 
 def test_machines_of_different_sizes(run, config, port):
-    first, second = two_machines(port, "--config-file", config(), "train.dist_timeout=3")
-    (code, output), (other_code, other) = run([*first, "--num-gpus", "2"], second)
+    first, second = two_machines(port, "--config-file", config())
+    (code, output), (other_code, other) = run(
+        [*first, "--num-gpus", "2", "train.dist_timeout=2"], [*second, "train.dist_timeout=2"]
+    )
     assert (code, other_code) == (1, 1)
     assert "error: this machine was started for " in output + other
     assert "--num-machines and --num-gpus must be the same on all machines" in output + other
@@ -258,6 +259,7 @@ def test_torchrun(config, case, message):
         text=True,
         timeout=50,
         check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert time.monotonic() - began < 40
     assert done.returncode == 1
