@@ -7,11 +7,13 @@ What differs is who starts a process and who says which one it is (:mod:`.job`).
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import gc
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +34,7 @@ from .watch import Watch, tell
 Main = Callable[[argparse.Namespace], Any]
 
 _START_METHOD = "spawn"  # CUDA does not survive a fork
+_PR_SET_PDEATHSIG = 1
 _END_IN = 10.0  # seconds for the other processes to end by themselves after a failure
 
 
@@ -125,7 +128,7 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
         job = dataclasses.replace(job, port=store.port)
     with _environment(job, options):
         context: Any = mp.start_processes(
-            _child, (job, options, main, args), nprocs=job.processes, join=False, start_method=_START_METHOD
+            _child, (job, options, main, args, os.getpid()), job.processes, join=False, start_method=_START_METHOD
         )
     try:
         while not context.join(grace_period=_END_IN):
@@ -146,13 +149,22 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
     return 0
 
 
-def _child(local_rank: int, job: Job, options: Options, main: Main, args: argparse.Namespace) -> None:
+def _child(local_rank: int, job: Job, options: Options, main: Main, args: argparse.Namespace, launcher: int) -> None:
     """Body of a process that the launcher starts."""
+    _end_with(launcher)
     show_user_errors_briefly()
     try:
         _work(dataclasses.replace(job, local_rank=local_rank), options, main, args)
     except UserError as error:  # before there was a watch
         tell(f"error: {describe(error)}")
+        os._exit(1)
+
+
+def _end_with(launcher: int) -> None:
+    """Let the system end this process once the launcher is gone; right away if that went while this one started."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != launcher:
         os._exit(1)
 
 

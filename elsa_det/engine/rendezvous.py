@@ -147,8 +147,8 @@ def _interface_towards(host: str) -> str | None:
     Gloo takes that of the machine's host name otherwise, which is often the loopback and reaches no other machine.
     """
     try:
-        own = socket.inet_aton(own_address(host))
-    except OSError:  # a name, or IPv6
+        own = socket.inet_aton(socket.gethostbyname(own_address(host)))
+    except OSError:  # IPv6
         return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
