@@ -10,6 +10,7 @@ import time
 
 import torch
 from torch import distributed as dist
+from torch.utils.data import DataLoader
 
 from elsa_det.commands.entry import command
 from elsa_det.d2 import comm, default_argument_parser
@@ -27,6 +28,9 @@ def work(args: argparse.Namespace) -> None:
     )
     if args.case == "all complain":
         raise UserError("x=1: use 2")
+    if args.case == "killed beside its workers":
+        loaded = iter(DataLoader(range(100), num_workers=1))  # forked
+        next(loaded)
     if comm.get_rank() == args.rank:
         misbehave(args.case)
     dist.all_reduce(total)
@@ -37,7 +41,7 @@ def misbehave(case: str) -> None:
         raise ValueError("nine is odd\nmore")
     if case == "complains":
         raise UserError("x=1: use 2")
-    if case == "killed":
+    if case.startswith("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
     if case == "exits":
         os._exit(0)

@@ -14,8 +14,11 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import torch
@@ -35,6 +38,7 @@ Main = Callable[[argparse.Namespace], Any]
 
 _START_METHOD = "spawn"  # CUDA does not survive a fork
 _PR_SET_PDEATHSIG = 1
+_POLL = 0.2  # seconds between looks at whether a process has ended
 _END_IN = 10.0  # seconds for the other processes to end by themselves after a failure
 
 
@@ -126,27 +130,39 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
     store = listen(job) if job.machine == 0 else None
     if store is not None:
         job = dataclasses.replace(job, port=store.port)
+    context = mp.get_context(_START_METHOD)
     with _environment(job, options):
-        context: Any = mp.start_processes(
-            _child, (job, options, main, args, os.getpid()), job.processes, join=False, start_method=_START_METHOD
-        )
+        given = (job, options, main, args, os.getpid())
+        processes = [context.Process(target=_child, args=(rank, *given)) for rank in range(job.processes)]
+        for process in processes:
+            process.start()
     try:
-        while not context.join(grace_period=_END_IN):
-            pass
-    except mp.ProcessExitedException:
-        for local_rank, process in enumerate(context.processes):
-            if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:
-                name = f"rank {job.rank_of(local_rank)} of {job.world_size} (process {process.pid} on "
-                tell(f"error: {name}{socket.gethostname()}) was killed by {_describe_signal(-process.exitcode)}")
-        return 1
-    except KeyboardInterrupt:
-        for end in (mp.Process.terminate, mp.Process.kill):
-            for process in context.processes:
-                process.join(2.0)
-                end(process)
-        raise
+        # not by sentinels alone: the workers of a loader hold that of a process which is gone
+        while any(process.exitcode is None for process in processes) and not any(p.exitcode for p in processes):
+            wait([process.sentinel for process in processes if process.exitcode is None], _POLL)
+        failed = any(process.exitcode for process in processes)
+    finally:
+        _end(processes)
+    for local_rank, process in enumerate(processes):
+        code = process.exitcode or 0
+        if code < 0 and code != -signal.SIGTERM:
+            name = (
+                f"rank {job.rank_of(local_rank)} of {job.world_size} (process {process.pid} on {socket.gethostname()})"
+            )
+            tell(f"error: {name} was killed by {_describe_signal(-code)}")
     del store  # which is to be there until now
-    return 0
+    return int(failed)
+
+
+def _end(processes: list[SpawnProcess]) -> None:
+    """Wait for those that end by themselves, as all do soon after a failure, and then end the others."""
+    deadline = time.monotonic() + _END_IN
+    for end in (SpawnProcess.terminate, SpawnProcess.kill):
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in processes:
+            if process.exitcode is None:
+                end(process)
 
 
 def _child(local_rank: int, job: Job, options: Options, main: Main, args: argparse.Namespace, launcher: int) -> None:

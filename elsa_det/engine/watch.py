@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from torch import distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from ..errors import UserError
 from .job import TORCHRUN, Job
 from .user_errors import describe
 
@@ -68,12 +69,17 @@ class Watch:
         self._leaving, self._shown, self._started_by = False, "", job.started_by
         self._server = _Server(job, store, peer_timeout) if job.rank == 0 else None
         address = json.loads(store.get("watch"))
-        self._socket = socket.create_connection((address["host"], address["port"]), timeout=peer_timeout)
-        self._socket.settimeout(None)
-        _keep_alive(self._socket, peer_timeout)
-        self._answers = self._socket.makefile()
-        _send(self._socket, {"token": address["token"], **self._me.__dict__})
-        self._answers.readline()  # from here on rank 0 tells this process of every failure
+        where = address["host"], address["port"]
+        try:
+            self._channel = _Channel(socket.create_connection(where, timeout=peer_timeout), peer_timeout)
+        except OSError as error:
+            raise UserError(
+                f"{name} does not reach rank 0 at {where[0]}, port {where[1]}: {error}. A firewall must let all ports "
+                "through between the machines of a job"
+            ) from error
+        os.register_at_fork(after_in_child=self._close)
+        self._channel.send({"token": address["token"], **self._me.__dict__})
+        self._channel.receive()  # from here on rank 0 tells this process of every failure
         self._thread = threading.Thread(target=self._listen, daemon=True, name="watch")
         self._thread.start()
 
@@ -107,15 +113,20 @@ class Watch:
 
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # of rank 0 that is gone the thread that listens knows
-            _send(self._socket, message)
+            self._channel.send(message)
+
+    def _close(self) -> None:
+        """In forks, such as the workers of a loader: a connection would stay open as long as any of them lives."""
+        self._channel.close()
+        if self._server is not None:
+            self._server.close_all()
 
     def _listen(self) -> None:
         try:
-            line = self._answers.readline()
+            answer = self._channel.receive()
         except OSError:
-            line = ""
-        if line:
-            answer = json.loads(line)
+            answer = {}
+        if answer:
             if answer["rank"] == self._me.rank:
                 self._end(self._shown + f"error: {answer['text']}", speaks=True)
             where = "" if answer["host"] == self._me.host else f"on {answer['host']}: "
@@ -135,6 +146,40 @@ class Watch:
             os._exit(1)
 
 
+class _Channel:
+    """A connection over which dicts are sent.
+
+    Args:
+        connection: it is the channel's own from now on.
+        peer_timeout: seconds after which the system gives up the connection to a machine that does not answer.
+    """
+
+    def __init__(self, connection: socket.socket, peer_timeout: float) -> None:
+        self._connection, self._received = connection, b""
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        pause, often = peer_timeout / 2, 4
+        for name, value in (("TCP_KEEPIDLE", pause), ("TCP_KEEPINTVL", pause / often), ("TCP_KEEPCNT", often)):
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), max(1, int(value)))
+
+    def send(self, message: dict[str, Any]) -> None:
+        self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> dict[str, Any]:
+        """The next one; empty once the other side has closed."""
+        while b"\n" not in self._received:
+            part = self._connection.recv(4096)
+            if not part:
+                return {}
+            self._received += part
+        line, _, self._received = self._received.partition(b"\n")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 class _Server(socketserver.ThreadingTCPServer):
     """Rank 0's part: hears of every process, and tells all of the first failure."""
 
@@ -149,7 +194,7 @@ class _Server(socketserver.ThreadingTCPServer):
         self._world_size, self._done = job.world_size, 0
         self._lock = threading.Lock()
         self._answer: dict[str, Any] = {}  # once there is a failure
-        self._members: dict[int, tuple[_Member, socket.socket]] = {}
+        self._members: dict[int, tuple[_Member, _Channel]] = {}
         super().__init__(("", 0), _Connection)
         address = {"host": own_address(job.host), "port": self.server_address[1], "token": self.token}
         threading.Thread(target=self.serve_forever, daemon=True, name="watch of all").start()
@@ -160,12 +205,12 @@ class _Server(socketserver.ThreadingTCPServer):
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
 
-    def add(self, member: _Member, connection: socket.socket) -> None:
+    def add(self, member: _Member, channel: _Channel) -> None:
         with self._lock:
-            self._members[member.rank] = member, connection
-            _send(connection, {"added": member.rank})
+            self._members[member.rank] = member, channel
+            channel.send({"added": member.rank})
             if self._answer:
-                _send(connection, {**self._answer, "speaks": False})
+                channel.send({**self._answer, "speaks": False})
 
     def done(self, member: _Member) -> None:
         with self._lock:
@@ -185,25 +230,30 @@ class _Server(socketserver.ThreadingTCPServer):
             if itself:
                 speakers[member.machine] = member.rank
             self._answer = {"text": text, "rank": member.rank, "host": member.host}
-            for rank, (other, connection) in sorted(self._members.items(), reverse=True):  # this process ends last
+            for rank, (other, channel) in sorted(self._members.items(), reverse=True):  # this process ends last
                 with contextlib.suppress(OSError):
-                    _send(connection, {**self._answer, "speaks": speakers[other.machine] == rank})
+                    channel.send({**self._answer, "speaks": speakers[other.machine] == rank})
+
+    def close_all(self) -> None:
+        self.socket.close()
+        for _, channel in self._members.values():
+            channel.close()
 
 
-class _Connection(socketserver.StreamRequestHandler):
+class _Connection(socketserver.BaseRequestHandler):
     """The connection to one process."""
 
     server: _Server
 
     def handle(self) -> None:
-        _keep_alive(self.request, self.server.peer_timeout)
-        hello = json.loads(self.rfile.readline() or "{}")
+        channel = _Channel(self.request, self.server.peer_timeout)
+        hello = channel.receive()
         if hello.pop("token", None) != self.server.token:
             return
         member = _Member(**hello)
-        self.server.add(member, self.request)
+        self.server.add(member, channel)
         try:
-            message = json.loads(self.rfile.readline() or "{}")
+            message = channel.receive()
             text = f"{member.name} is gone: it was killed, or has ended without a word"
         except OSError as error:
             message = {}
@@ -215,18 +265,6 @@ class _Connection(socketserver.StreamRequestHandler):
             self.server.done(member)
         else:
             self.server.failed(member, message.get("failed", text), itself="failed" in message)
-
-
-def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    connection.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _keep_alive(connection: socket.socket, seconds: float) -> None:
-    """Let the system find out about a machine that does not answer any more."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", seconds / 2), ("TCP_KEEPINTVL", seconds / 8), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), max(1, int(value)))
 
 
 def own_address(host: str) -> str:
