@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import dataclasses
 import gc
+import multiprocessing
 import os
 import signal
 import socket
@@ -17,14 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import distributed as dist
-from torch import multiprocessing as mp
 
 from ..config import load_config
 from ..d2 import comm
@@ -38,7 +37,7 @@ Main = Callable[[argparse.Namespace], Any]
 
 _START_METHOD = "spawn"  # CUDA does not survive a fork
 _PR_SET_PDEATHSIG = 1
-_POLL = 0.2  # seconds between looks at whether a process has ended
+_POLL = 0.1  # seconds between looks at whether a process has ended
 _END_IN = 10.0  # seconds for the other processes to end by themselves after a failure
 
 
@@ -130,19 +129,20 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
     store = listen(job) if job.machine == 0 else None
     if store is not None:
         job = dataclasses.replace(job, port=store.port)
-    context = mp.get_context(_START_METHOD)
+    context: Any = multiprocessing.get_context(_START_METHOD)
     with _environment(job, options):
         given = (job, options, main, args, os.getpid())
         processes = [context.Process(target=_child, args=(rank, *given)) for rank in range(job.processes)]
         for process in processes:
             process.start()
     try:
-        # not by sentinels alone: the workers of a loader hold that of a process which is gone
-        while any(process.exitcode is None for process in processes) and not any(p.exitcode for p in processes):
-            wait([process.sentinel for process in processes if process.exitcode is None], _POLL)
-        failed = any(process.exitcode for process in processes)
-    finally:
-        _end(processes)
+        while not _have_ended(processes) and not any(process.exitcode for process in processes):
+            time.sleep(_POLL)
+    except KeyboardInterrupt:
+        _end(processes, within=1.0)
+        raise
+    failed = any(process.exitcode for process in processes)
+    _end(processes, within=_END_IN)
     for local_rank, process in enumerate(processes):
         code = process.exitcode or 0
         if code < 0 and code != -signal.SIGTERM:
@@ -154,12 +154,17 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
     return int(failed)
 
 
-def _end(processes: list[SpawnProcess]) -> None:
+def _have_ended(processes: list[SpawnProcess]) -> bool:
+    """Unlike ``join`` with a timeout this does not wait for the workers of a loader that outlive their process."""
+    return all(process.exitcode is not None for process in processes)
+
+
+def _end(processes: list[SpawnProcess], within: float) -> None:
     """Wait for those that end by themselves, as all do soon after a failure, and then end the others."""
-    deadline = time.monotonic() + _END_IN
     for end in (SpawnProcess.terminate, SpawnProcess.kill):
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+        deadline = time.monotonic() + within
+        while not _have_ended(processes) and time.monotonic() < deadline:
+            time.sleep(_POLL)
         for process in processes:
             if process.exitcode is None:
                 end(process)

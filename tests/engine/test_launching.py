@@ -67,8 +67,8 @@ class Commands:
     def wait(self, seconds: float = 20) -> list[tuple[int | None, str]]:
         """Exit codes, and what was written; a command that does not end in time is killed."""
         deadline = time.monotonic() + seconds
-        for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+        while any(process.exitcode is None for process in self.processes) and time.monotonic() < deadline:
+            time.sleep(0.05)  # join would also wait for processes that were forked by these
         codes = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()
