@@ -94,7 +94,9 @@ def _store(job: Job, options: Options) -> dist.Store:
     timeout = timedelta(seconds=options.dist_timeout)
     try:
         if job.started_by == TORCHRUN:  # it knows which of its agents or workers listens
-            return next(iter(dist.rendezvous("env://", job.rank, job.world_size, timeout=timeout)))[0]
+            store = next(iter(dist.rendezvous("env://", job.rank, job.world_size, timeout=timeout)))[0]
+            # in which those that came before a restart may still stand
+            return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         if job.started_by == SLURM and job.rank == 0:
             return listen(job)
         return dist.TCPStore(job.host, job.port, is_master=False, wait_for_workers=False, timeout=timeout)

@@ -255,26 +255,37 @@ def test_nothing_is_left_of_a_launcher_that_is_ended(tmp_path, config, number):
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
 
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [("raises", "failed: ValueError: nine is odd"), ("killed", "is gone: it was killed, or has ended without a word")],
-)
-def test_torchrun(config, case, message):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)),
-            *("--config-file", config(), "--case", case),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+@pytest.fixture
+def torchrun(config):
+    def run(case: str, *options: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options),
+                *(str(SCRIPT), "--config-file", config(), "--case", case),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    return run
+
+
+def test_torchrun_knows_which_rank_failed_and_why(torchrun):
+    done = torchrun("raises")
     assert done.returncode == 1
     assert {"rank 0 local 0 of 2: 1.0", "rank 1 local 1 of 2: 1.0"} <= set(done.stdout.splitlines())
-    assert [line for line in done.stderr.splitlines() if "error: rank 1 of 2 (process " in line and message in line]
-    if case == "raises":  # the summary of torchrun knows it
-        summary = done.stderr[done.stderr.index("Root Cause") :]
-        assert "rank      : 1 (local_rank: 1)" in summary
-        assert "ValueError: nine is odd" in summary
+    assert done.stderr.count("failed: ValueError: nine is odd") == 1
+    summary = done.stderr[done.stderr.index("Root Cause") :]
+    assert "rank      : 1 (local_rank: 1)" in summary
+    assert "ValueError: nine is odd" in summary
+
+
+def test_torchrun_starts_all_again_after_one_was_killed(torchrun):
+    done = torchrun("killed", "--max-restarts=1")
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == 2 * ["rank 0 local 0 of 2: 1.0"] + 2 * ["rank 1 local 1 of 2: 1.0"]
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if "error: rank 1 of 2 (process " in line and "is gone: it was killed" in line]
