@@ -131,6 +131,9 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
         job = dataclasses.replace(job, port=store.port)
     context: Any = multiprocessing.get_context(_START_METHOD)
     with _environment(job, options):
+        if not options.on_gpu:
+            threads = os.environ["OMP_NUM_THREADS"]
+            tell(f"{job.processes} processes on the CPU, over Gloo; threads of each: {threads} (OMP_NUM_THREADS)")
         given = (job, options, main, args, os.getpid())
         processes = [context.Process(target=_child, args=(rank, *given)) for rank in range(job.processes)]
         for process in processes:

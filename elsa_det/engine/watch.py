@@ -94,7 +94,7 @@ class Watch:
         """End the job because of an exception in this process; the exit code is 1, or 130 after Ctrl-C."""
         if isinstance(error, KeyboardInterrupt):
             self._leaving = True
-            self._send({"failed": ""})
+            self._send({"failed": "interrupted"})
             os._exit(130)
         text = describe(error)
         if text is None:
@@ -138,7 +138,7 @@ class Watch:
     def _end(self, text: str, *, speaks: bool, after_another: bool = False) -> NoReturn:
         """Without clean-up, which may hang in an exchange for ever."""
         try:
-            if speaks and text != "error: ":
+            if speaks:
                 tell(text)
             if after_another and self._started_by == TORCHRUN:
                 time.sleep(_SEEN_IN)
