@@ -56,6 +56,7 @@ web-test: $(READY)
 # long checks outside CI: damaged files, a hundred thousand inputs for each reader
 soak: $(READY)
 	$(BIN)/python tests/soak/fuzz.py --inputs 100000
+	$(BIN)/python tests/soak/two_hosts.py
 
 clean:
 	rm -rf build dist output *.egg-info .pytest_cache .mypy_cache .ruff_cache

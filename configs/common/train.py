@@ -11,6 +11,11 @@ train = dict(
     device="auto",
     amp=dict(enabled=True),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    # Several processes: seconds until an exchange, or the start of one of them, counts as failed and ends the job; rank
+    # 0's part of an evaluation has to fit in.
+    dist_timeout=1800.0,
+    # Seconds until a process whose machine does not answer any more counts as gone, which ends the job.
+    peer_timeout=60.0,
     # Largest norm of all gradients together, which is recorded as grad_norm; None does not clip.
     clip_grad_norm=None,
     # Passes in an optimizer step, among which the loader's total_batch_size is divided: the recipe stays what it is,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..config import config_root, find_config
-from ..d2 import default_argument_parser, launch
+from ..d2 import default_argument_parser
+from ..engine.launching import run_job
 from ..engine.training import main as train_or_evaluate
 from ..errors import UserError
 from .entry import command
@@ -27,15 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     args = argument_parser().parse_args(argv)
     check_arguments(args)
     args.config_file = str(find_config(args.config_file))
-    launch(
-        train_or_evaluate,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
-    return 0
+    return run_job(train_or_evaluate, args)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -51,13 +44,3 @@ def check_arguments(args: argparse.Namespace) -> None:
     options = [word for word in args.opts or [] if word.startswith("--")]
     if options:
         raise UserError(f"{options[0]} stands behind a key=value: options come first, changes to the config last")
-    if args.num_gpus < 1:
-        raise UserError(
-            f"--num-gpus {args.num_gpus}: it is the number of processes of this machine, at least 1. To train on the "
-            "CPU leave it out, and set train.device=cpu"
-        )
-    if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
-        raise UserError(
-            f"--num-machines {args.num_machines} --machine-rank {args.machine_rank}: ranks are 0 to one less than the "
-            "number of machines, which is at least 1"
-        )

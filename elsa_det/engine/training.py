@@ -17,7 +17,6 @@ from ..checkpoint import CheckpointError, SafeCheckpointer, check_initial_weight
 from ..config import check_complete, describe_device, load_config, stamp_config
 from ..d2 import (
     comm,
-    create_ddp_model,
     default_setup,
     describe_provider,
     hooks,
@@ -46,6 +45,7 @@ from .gradients import ClipGradients
 from .keep_best import CheckpointAfterEvaluation, EarlyStopping, KeepBest, TrainingStopped, require_metrics
 from .memory_check import check_memory
 from .output_folder import check_writable
+from .parallel import data_parallel
 from .progress import show_progress
 from .random_state import random_numbers_kept
 from .run_options import check_run_options
@@ -159,7 +159,7 @@ def evaluate_only(cfg: Any) -> Any:
         )
     model.to(cfg.train.device)
     with show_progress(cfg.train):
-        return evaluate(cfg, create_ddp_model(model))
+        return evaluate(cfg, data_parallel(model))
 
 
 def train(cfg: Any, *, resume: bool = False) -> Any:
@@ -186,7 +186,7 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
         logger.info("Switched on: %s", line)
 
     output_dir, eval_period = cfg.train.output_dir, cfg.train.eval_period
-    parallel = create_ddp_model(model, **cfg.train.ddp)
+    parallel = data_parallel(model, **cfg.train.ddp)
     trainer = make_trainer(parallel, loader, optimizer, amp=cfg.train.amp.enabled, accumulate=switches.accumulate)
     ema = None
     if switches.ema.enabled:  # made once all processes have the same weights

@@ -8,8 +8,9 @@ import logging
 import pytest
 
 from elsa_det.checkpoint import CheckpointError
-from elsa_det.commands.entry import command, show_user_errors_briefly, without_traceback
+from elsa_det.commands.entry import command
 from elsa_det.d2 import TrainerBase
+from elsa_det.engine.user_errors import show_user_errors_briefly, without_traceback
 from elsa_det.errors import UserError
 
 

@@ -106,6 +106,27 @@ def test_resume_goes_on(data, trained, tmp_path):
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 5
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+def test_two_processes_train_and_evaluate_together(data, tmp_path):
+    """Three images are split unevenly, and each counts once: the predictions are those of one process."""
+    thresh = "model.roi_heads.box_predictor.test_score_thresh=0.0"
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    done = command(
+        "--num-gpus", "2", *data, thresh, f"train.output_dir={together}", "train.max_iter=2", "train.eval_period=2"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Rank of current process: 0. World size: 2" in done.stdout
+    assert (together / "log.txt.rank1").exists()
+    assert set(losses(together)) == {0, 1}
+    run("--eval-only", *data, thresh, f"train.output_dir={alone}", f"train.init_checkpoint={together}/model_final.pth")
+    found, expected = (json.loads((f / "coco_instances_results.json").read_text()) for f in (together, alone))
+    assert {p["image_id"] for p in found} == {1, 2, 3}
+    for predictions in (found, expected):
+        predictions.sort(key=lambda p: (p["image_id"], -p["score"], p["bbox"]))
+    assert len(found) == len(expected)
+    assert [p["score"] for p in found] == pytest.approx([p["score"] for p in expected], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
