@@ -35,6 +35,7 @@ from ..evaluation import (
     with_tta,
 )
 from .accumulation import make_trainer, micro_batch_loader
+from .bad_numbers import NumberGuard
 from .class_counts import check_class_count, settle_class_count
 from .data_checks import check_own_data
 from .data_errors import with_named_errors
@@ -187,11 +188,15 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
 
     output_dir, eval_period = cfg.train.output_dir, cfg.train.eval_period
     parallel = create_ddp_model(model, **cfg.train.ddp)
-    trainer = make_trainer(parallel, loader, optimizer, amp=cfg.train.amp.enabled, accumulate=switches.accumulate)
+    guard = NumberGuard(switches.bad_numbers, output_dir)
+    trainer = make_trainer(
+        parallel, loader, optimizer, amp=cfg.train.amp.enabled, accumulate=switches.accumulate, guard=guard
+    )
     ema = None
     if switches.ema.enabled:  # made once all processes have the same weights
         ema = ModelEMA(model, switches.ema.decay, warmup=switches.ema.warmup, output_dir=output_dir)
     averaged = {} if ema is None else {EMA_KEY: ema.checkpointable}
+    guard.also.update(averaged)
     checkpointer = SafeCheckpointer(parallel, output_dir, trainer=trainer, **averaged)
     evaluation = _Evaluation(cfg, parallel, ema, switches)
 
