@@ -10,7 +10,7 @@ export ELSA_DET_CUDA := $(shell nvidia-smi >/dev/null 2>&1 || echo 0)
 endif
 RUN ?= output/quickstart
 
-.PHONY: setup cuda quickstart test web-test lint format docs clean
+.PHONY: setup cuda quickstart test web-test soak lint format docs clean
 
 setup: $(READY)
 
@@ -52,6 +52,10 @@ docs: $(READY)
 # what tests/engine/test_demo_web.py needs beside chromium and chromedriver
 web-test: $(READY)
 	$(BIN)/python -c 'import gradio, selenium' 2>/dev/null || $(BIN)/python -m pip install --quiet "gradio>=6" "selenium>=4"
+
+# long checks outside CI: damaged files, a hundred thousand inputs for each reader
+soak: $(READY)
+	$(BIN)/python tests/soak/fuzz.py --inputs 100000
 
 clean:
 	rm -rf build dist output *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -120,6 +120,7 @@ setup(
     extras_require={
         "dev": ["pytest>=8", "hypothesis", "ruff==0.17.5", "mypy==2.4.1", "yacs"],
         "docs": ["mkdocs-material>=9.6"],
+        "wandb": ["wandb"],
         "web": ["gradio>=6"],
         "web-test": ["gradio>=6", "selenium>=4"],
     },

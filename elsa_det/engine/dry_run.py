@@ -182,7 +182,7 @@ def _step(model: nn.Module, batch: Any, optimizer: Any, train: Any) -> tuple[dic
     total.backward()
     if torch.isfinite(total):
         optimizer.step()
-    values = {name: float(loss) for name, loss in losses.items()}
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
     return values, time.perf_counter() - began
 
 

@@ -141,7 +141,7 @@ def test_detections(model, name):
     (proposals,), _ = model.proposal_generator(images(), features)
     (found,), _ = model.roi_heads(images(), features, [proposals])
     # masks for a threshold a little below and above a half: where they differ, rounding decides
-    low, high = (detector_postprocess(copy(found), height, width, 0.5 + shift) for shift in (-1e-5, 1e-5))
+    low, high = (detector_postprocess(copy(found), height, width, 0.5 + shift) for shift in (-4e-6, 4e-6))
     found = low
     # class and score have to agree as well as the box does
     got = torch.cat([found.pred_boxes.tensor, found.scores[:, None] * 100, found.pred_classes[:, None].float()], 1)

@@ -71,6 +71,9 @@ def trained(data, tmp_path_factory):
 def test_training_writes_what_is_expected(trained):
     folder, log = trained
     assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "model_0000001.pth"} <= set(os.listdir(folder))
+    assert {"command.txt", "environment.txt", "git.txt", "summary.png"} <= set(os.listdir(folder))
+    assert os.listdir(folder / "predictions") == ["iter_0000003.png"]
+    assert "tools/lazyconfig_train_net.py --config-file" in (folder / "command.txt").read_text()
     assert "Running on " in log
     assert "Training from scratch, as train.init_checkpoint=none asks for." in log
     if not torch.cuda.is_available():

@@ -66,12 +66,12 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
         of one channel are (H, W).
     """
     if format is None:
-        return np.asarray(image)
+        return np.array(image)
     if format == "BGR":
-        return np.asarray(image.convert("RGB"))[:, :, ::-1]
+        return np.array(image.convert("RGB"))[:, :, ::-1]
     if format == _YUV:
-        return np.dot(np.asarray(image.convert("RGB")) / 255.0, _RGB_TO_YUV.T)
-    array = np.asarray(image.convert(format))
+        return np.dot(np.array(image.convert("RGB")) / 255.0, _RGB_TO_YUV.T)
+    array = np.array(image.convert(format))
     return array[:, :, None] if format == "L" else array
 
 

@@ -28,8 +28,8 @@ _TORCH_MODE = {
 def _through_pil(img: np.ndarray, operation: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     """Apply a PIL operation to an array; PIL knows single-channel images without a channel axis only."""
     if img.ndim == 3 and img.shape[2] == 1:
-        return np.asarray(operation(Image.fromarray(img[:, :, 0])))[:, :, None]
-    return np.asarray(operation(Image.fromarray(img)))
+        return np.array(operation(Image.fromarray(img[:, :, 0])))[:, :, None]
+    return np.array(operation(Image.fromarray(img)))
 
 
 class ResizeTransform(Transform):
@@ -199,4 +199,4 @@ class PILColorTransform(ColorTransform):
     """
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        return np.asarray(self.op(Image.fromarray(img)))
+        return np.array(self.op(Image.fromarray(img)))
