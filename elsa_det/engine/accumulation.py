@@ -51,7 +51,7 @@ class AccumulatingTrainer(SimpleTrainer):
         """Forward and backward of every micro-batch, then one update of the weights.
 
         Raises:
-            RuntimeError: the model is not in training mode; see also :meth:`NumberGuard.losses`.
+            RuntimeError: the model is not in training mode.
             BadNumbersError: losses or gradients are not finite, and the guard stops there.
             FloatingPointError: the same without a guard, as far as Detectron2 notices.
         """

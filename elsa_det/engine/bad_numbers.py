@@ -7,7 +7,6 @@ a state that was good, as ``train.bad_numbers`` says.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
@@ -18,19 +17,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..d2 import HookBase, comm
 from ..errors import UserError
-from .incidents import Incident, list_some, write_incident
+from .incidents import Incident, describe_batch, list_some, write_incident
 from .snapshot import BuffersBefore, Snapshot, unwrapped
 
 logger = logging.getLogger(__name__)
 
 STOP, SKIP, ROLLBACK, OFF = "stop", "skip", "rollback", "off"
-#: where incidents are written, within the output folder
-FOLDER = "bad_numbers"
+#: where incidents are written, in the output folder
+FILE = "bad_numbers.jsonl"
 
-_FINE, _BAD, _FAILED = range(3)  # what processes agree on: the worst counts
 _LOWEST_SCALE = 1.0  # of a gradient scaler: what overflows unscaled does not for being scaled
 
 
@@ -48,7 +47,6 @@ class BadNumbersOptions:
             a gradient scaler also: so many overflows one after the other are an incident.
         max_total: so many incidents in all stop the training.
         snapshot_period: with "rollback", iterations from one snapshot to the next.
-        max_files: incidents that are written down, of each process.
 
     Raises:
         UserError: a value is out of range.
@@ -58,15 +56,14 @@ class BadNumbersOptions:
     max_in_a_row: int = 10
     max_total: int = 100
     snapshot_period: int = 100
-    max_files: int = 20
 
     def __post_init__(self) -> None:
         if self.action not in (STOP, SKIP, ROLLBACK, OFF):
             raise UserError(f"train.bad_numbers.action={self.action!r} must be 'stop', 'skip', 'rollback' or 'off'")
-        for name, least in (("max_in_a_row", 1), ("max_total", 1), ("snapshot_period", 1), ("max_files", 0)):
+        for name in ("max_in_a_row", "max_total", "snapshot_period"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"train.bad_numbers.{name}={value!r} must be a whole number, at least {least}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"train.bad_numbers.{name}={value!r} must be a whole number, at least 1")
 
 
 class NumberGuard(HookBase):
@@ -79,7 +76,7 @@ class NumberGuard(HookBase):
 
     Args:
         options: what to do, and how often.
-        output_dir: incidents go to its folder ``bad_numbers``.
+        output_dir: incidents go to its file ``bad_numbers.jsonl``.
 
     Attributes:
         also: what else goes back in a rollback, by name; has ``state_dict`` and ``load_state_dict``.
@@ -88,7 +85,7 @@ class NumberGuard(HookBase):
     """
 
     def __init__(self, options: BadNumbersOptions, output_dir: str | Path) -> None:
-        self.options, self.folder = options, Path(output_dir) / FOLDER
+        self.options, self.path = options, Path(output_dir) / FILE
         self.also: dict[str, Any] = {}
         self.total = self.in_a_row = self.overflows_in_a_row = 0
         self._buffers: BuffersBefore | None = None
@@ -111,33 +108,26 @@ class NumberGuard(HookBase):
     def losses(self, run: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor] | None:
         """The losses that ``run()`` gives, or None if those of some process are not finite and the step is over.
 
-        ``run`` may raise FloatingPointError, as heads do that look at their scores: that is an incident, too.
+        ``run`` may raise FloatingPointError, as heads do that look at their scores: that is an incident, too. Only in
+        one of several processes, of a model whose batch norms wait for one another, it is not: it is raised as it is.
 
         Raises:
             BadNumbersError: the incident ends training.
-            RuntimeError: ``run`` failed for another reason in another process; in the one where it failed, its error.
         """
         losses: Mapping[str, Tensor] = {}
-        message, code = "", _FINE
+        error, bad = "", False
         try:
             losses = run()
             with torch.no_grad():
-                code = _FINE if math.isfinite(sum(losses.values())) else _BAD
-        except FloatingPointError as error:
-            code, message = _BAD, str(error)
-        except Exception as error:
-            with contextlib.suppress(Exception):  # the error that counts is the one at hand
-                self._agree(_FAILED)
-                self._exchange(f"{type(error).__name__}: {error}")
-            raise
-        worst = self._agree(code)
-        if worst == _FINE:
+                bad = not math.isfinite(sum(losses.values()))
+        except FloatingPointError as raised:
+            if self._waits_in_forward():
+                raise
+            error, bad = str(raised), True
+        if not self._any(bad):
             return losses
-        if worst == _FAILED:
-            failed = [f"process {rank}: {text}" for rank, text in enumerate(self._exchange("")) if text]
-            raise RuntimeError(f"stopped at iteration {self.trainer.iter}, because of {'; '.join(failed)}")
         values = {name: float(loss.detach()) for name, loss in losses.items()}
-        self._react(Incident("forward" if message else "loss", values, message))
+        self._react(Incident("forward" if error else "loss", values, error))
         return None
 
     def gradients(self) -> bool:
@@ -147,7 +137,7 @@ class NumberGuard(HookBase):
             BadNumbersError: the incident ends training.
         """
         norm = self._gradient_norm()
-        bad = self._agree(_FINE if math.isfinite(norm) else _BAD) == _BAD
+        bad = self._any(not math.isfinite(norm))
         scaler = self._scaler()
         if scaler is not None:
             self.overflows_in_a_row = self.overflows_in_a_row + 1 if bad else 0
@@ -189,17 +179,19 @@ class NumberGuard(HookBase):
         model = unwrapped(self.trainer.model)
         return [n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
 
-    def _agree(self, code: int) -> int:
-        """The largest code of all processes."""
+    def _any(self, bad: bool) -> bool:
+        """Whether it is bad in some process."""
         if comm.get_world_size() == 1:
-            return code
+            return bad
         device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-        agreed = torch.tensor([code], device=device)
-        dist.all_reduce(agreed, dist.ReduceOp.MAX)
-        return int(agreed)
+        count = torch.tensor([int(bad)], device=device)
+        dist.all_reduce(count)
+        return bool(count)
 
-    def _exchange(self, own: Any) -> list[Any]:
-        return comm.all_gather(own)
+    def _waits_in_forward(self) -> bool:
+        """Whether other processes may wait for this one within their forward passes."""
+        names = (type(module).__name__ for module in self.trainer.model.modules())
+        return comm.get_world_size() > 1 and any("SyncBatchNorm" in name for name in names)  # torch's, Detectron2's
 
     def _count(self) -> None:
         counters = {"bad_numbers/total": self.total, "bad_numbers/in_a_row": self.in_a_row}
@@ -225,25 +217,28 @@ class NumberGuard(HookBase):
         self._buffers.restore()  # running statistics have seen the batch
         limit = self._limit_reached()
         done = self._consequence() if options.action != STOP and limit is None else "Training stops"
-        ranks = self._exchange(incident)
-        path = write_incident(
-            self.folder,
+        incident = dataclasses.replace(incident, passes=[describe_batch(batch) for batch in self._batches])
+        ranks = comm.all_gather(incident)
+        stopping = limit is not None or options.action == STOP
+        written = not comm.is_main_process() or write_incident(
+            self.path,
             ranks,
-            self._batches,
             iteration=trainer.iter,
-            rates=sorted({float(group["lr"]) for group in trainer.optimizer.param_groups}),
-            action=STOP if limit or options.action == STOP else options.action,
-            counters={"total": self.total, "in_a_row": self.in_a_row},
-            scale=None if self._scaler() is None else self._scaler().get_scale(),
-            max_files=options.max_files,
+            action=STOP if stopping else options.action,
+            total=self.total,
+            in_a_row=self.in_a_row,
+            lr=sorted({float(group["lr"]) for group in trainer.optimizer.param_groups}),
+            grad_scale=None if self._scaler() is None else self._scaler().get_scale(),
         )
-        where = f"the batch is in {path}" if path else f"not written: {self.folder} has {options.max_files} incidents"
+        where = f"the batch is in {self.path}" if written else f"{self.path} could not be written"
         what = f"Bad numbers at iteration {trainer.iter}: {_describe(ranks)}; {where}. {done}"
         self._count()
-        if limit is not None or options.action == STOP:
+        if stopping:
             self._stop(what, limit)
         logger.warning(what)
         trainer.optimizer.zero_grad()
+        if isinstance(trainer.model, DistributedDataParallel):  # an error in forward leaves it as it was, in one process
+            trainer.model.require_forward_param_sync = True
         if options.action == ROLLBACK and self._snapshot is not None:
             self._snapshot.restore(without={"grad_scaler"} if incident.kind == "overflow" else set())
         if incident.kind == "overflow":  # what was not left to the scaler lowers its scale, too
@@ -279,8 +274,8 @@ def _describe(ranks: list[Incident]) -> str:
     found = []
     for rank, incident in enumerate(ranks):
         of = f" (process {rank})" if len(ranks) > 1 else ""
-        if incident.message:
-            found.append(f"{incident.message}{of}")
+        if incident.error:
+            found.append(f"{incident.error}{of}")
         elif bad := [f"{name} is {value}" for name, value in incident.losses.items() if not math.isfinite(value)]:
             found.append(f"{', '.join(bad)}{of}")
         elif incident.kind == "loss" and not math.isfinite(sum(incident.losses.values())):

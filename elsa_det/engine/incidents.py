@@ -1,4 +1,4 @@
-"""What was under way when numbers went bad, as files."""
+"""What was under way when numbers went bad, as lines of a file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..d2 import comm
-
 logger = logging.getLogger(__name__)
 
 
@@ -25,65 +23,42 @@ class Incident:
     Args:
         kind: "loss", "forward" (a head refused its scores), "gradient", or "overflow" (under a gradient scaler).
         losses: of the pass, where there are any.
-        message: of the error in forward.
+        error: of the error in forward.
         grad_norm: of all gradients together; scaled, under a gradient scaler.
-        bad_gradients: parameters whose gradients are not finite.
+        bad_gradients: parameters whose gradients are not finite; as gradients are, those of all processes together.
+        passes: the batches of the step so far, as :func:`describe_batch` describes them.
     """
 
     kind: str
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    message: str = ""
+    error: str = ""
     grad_norm: float | None = None
     bad_gradients: Sequence[str] = ()
+    passes: Sequence[Any] = ()
 
 
-def write_incident(
-    folder: Path,
-    ranks: Sequence[Incident],
-    batches: Sequence[Any],
-    *,
-    iteration: int,
-    rates: Sequence[float],
-    action: str,
-    counters: Mapping[str, int],
-    scale: float | None,
-    max_files: int,
-) -> Path | None:
-    """Write ``iter_<iteration>_rank<rank>.json`` of this process; None if there are ``max_files`` already.
+def write_incident(path: Path, ranks: Sequence[Incident], **common: Any) -> bool:
+    """Append an incident to a file, a line of JSON for each process; on the main process. Returns whether it worked.
 
     Numbers that are not finite are written as "nan", "inf" and "-inf", so that any reader of JSON takes the file.
 
     Args:
+        path: of the file; its folder is made.
         ranks: what each process saw.
-        batches: of this process, one of each pass of the step so far.
-        iteration, rates, action, counters, scale: written as they are.
+        common: more that stands in each of the lines.
     """
-    rank = comm.get_rank()
-    kinds = [incident.kind for incident in ranks]
-    content = {
-        "iteration": iteration,
-        "rank": rank,
-        "processes": len(ranks),
-        "kind": "forward" if "forward" in kinds else kinds[rank],
-        "action": action,
-        **counters,
-        "losses": {str(i): dict(incident.losses) for i, incident in enumerate(ranks)},
-        "errors": {str(i): incident.message for i, incident in enumerate(ranks) if incident.message},
-        "lr": list(rates),
-        "grad_norm": ranks[rank].grad_norm,
-        "grad_scale": scale,
-        "bad_gradients": list(ranks[rank].bad_gradients),
-        "passes": [describe_batch(batch) for batch in batches],
-    }
-    path = folder / f"iter_{iteration:07d}_rank{rank}.json"
+    lines = [
+        json.dumps(_readable({**common, "rank": rank, "processes": len(ranks), **dataclasses.asdict(incident)}))
+        for rank, incident in enumerate(ranks)
+    ]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if len(list(folder.glob(f"iter_*_rank{rank}.json"))) >= max_files and not path.exists():
-            return None
-        path.write_text(json.dumps(_readable(content), indent=2) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
     except OSError as error:  # a full disk must not part the processes
         logger.warning("%s could not be written: %s", path, error)
-    return path
+        return False
+    return True
 
 
 def describe_batch(batch: Any) -> list[dict[str, Any]]:

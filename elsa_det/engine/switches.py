@@ -114,7 +114,7 @@ def read_switches(cfg: Any) -> Switches:
         best=read_options(train, "best", BestOptions),
         early_stopping=read_options(train, "early_stopping", StoppingOptions),
         clip_grad_norm=train.get("clip_grad_norm"),
-        bad_numbers=_options(train, "bad_numbers", BadNumbersOptions),
+        bad_numbers=read_options(train, "bad_numbers", BadNumbersOptions),
     )
     _check_accumulation(cfg, switches.accumulate)
     if switches.clip_grad_norm is not None and not (

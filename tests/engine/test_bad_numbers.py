@@ -51,8 +51,12 @@ def train(folder, faults, *, accumulate=1, iterations=None, data=None, clip=None
     return trainer
 
 
-def written(folder, iteration):
-    return json.loads((folder / "bad_numbers" / f"iter_{iteration:07d}_rank0.json").read_text())
+def written(folder):
+    """The lines of the file of incidents, by iteration."""
+    lines = [json.loads(line) for line in (folder / "bad_numbers.jsonl").read_text().splitlines()]
+    found = {line["iteration"]: line for line in lines}
+    assert len(found) == len(lines)
+    return found
 
 
 @pytest.mark.parametrize("fault", ["nan", "gradient", "refuse"])
@@ -83,7 +87,7 @@ def test_the_check_changes_no_number(tmp_path):
     plain.train(0, 4)
     assert same(state(trainer.model), state(model))
     assert trainer.storage.history("loss_b").values() == plain.storage.history("loss_b").values()
-    assert not (tmp_path / "bad_numbers").exists()
+    assert not (tmp_path / "bad_numbers.jsonl").exists()
 
 
 def test_stop_is_the_default_and_says_what_to_do(tmp_path):
@@ -91,7 +95,7 @@ def test_stop_is_the_default_and_says_what_to_do(tmp_path):
     assert trainer.iter == 1
     assert same(state(trainer.model), trainer.probe.seen[1][0])
     assert trainer.error.startswith("Bad numbers at iteration 1: loss_a is nan; the batch is in ")
-    assert f"{tmp_path}/bad_numbers/iter_0000001_rank0.json. Training stops; it did not reach" in trainer.error
+    assert f"{tmp_path}/bad_numbers.jsonl. Training stops; it did not reach" in trainer.error
     assert "train.bad_numbers.action=skip" in trainer.error
     assert "total_loss" in trainer.storage.latest()
     assert trainer.storage.latest()["total_loss"][1] == 0
@@ -100,9 +104,13 @@ def test_stop_is_the_default_and_says_what_to_do(tmp_path):
 def test_what_is_written(tmp_path):
     trainer = train(tmp_path, [None, "nan", "gradient", "refuse"], action="skip")
     assert trainer.error is None
-    first = written(tmp_path, 1)
+    assert written(tmp_path).keys() == {1, 2, 3}
+    first = written(tmp_path)[1]
     images = first.pop("passes")
-    assert first.pop("losses")["0"].keys() == {"loss_a", "loss_b"}
+    losses = first.pop("losses")
+    assert losses.keys() == {"loss_a", "loss_b"}
+    assert losses["loss_a"] == "nan"  # any reader of JSON takes it
+    assert losses["loss_b"] > 0
     assert first == {
         "iteration": 1,
         "rank": 0,
@@ -111,13 +119,12 @@ def test_what_is_written(tmp_path):
         "action": "skip",
         "total": 1,
         "in_a_row": 1,
-        "errors": {},
+        "error": "",
         "lr": [0.01],
         "grad_norm": None,
         "grad_scale": None,
         "bad_gradients": [],
     }
-    assert written(tmp_path, 1)["losses"]["0"]["loss_a"] == "nan"  # any reader of JSON takes it
     ((_, second, _),) = images
     pixels = batches([None, "nan"])[1][1]["image"]
     assert second == {
@@ -130,24 +137,19 @@ def test_what_is_written(tmp_path):
         "classes": [2, 1],
         "boxes": [[1.0] * 4, [1.0] * 4],
     }
-    gradient, refused = written(tmp_path, 2), written(tmp_path, 3)
+    gradient, refused = written(tmp_path)[2], written(tmp_path)[3]
     assert (gradient["kind"], gradient["grad_norm"], gradient["bad_gradients"]) == ("gradient", "nan", ["head.bias"])
     assert (gradient["total"], gradient["in_a_row"]) == (2, 2)
-    assert (refused["kind"], refused["losses"], refused["errors"]) == (
-        "forward",
-        {"0": {}},
-        {"0": "scores are not finite"},
-    )
+    assert (refused["kind"], refused["losses"], refused["error"]) == ("forward", {}, "scores are not finite")
 
 
-def test_no_more_files_than_asked_for(tmp_path, caplog):
+def test_a_file_that_cannot_be_written_is_said(tmp_path, caplog):
+    (tmp_path / "bad_numbers.jsonl").mkdir()
     with caplog.at_level(logging.WARNING, "elsa_det"):
-        train(tmp_path, ["nan"] * 3, action="skip", max_files=2)
-    assert sorted(p.name for p in (tmp_path / "bad_numbers").iterdir()) == [
-        f"iter_000000{i}_rank0.json" for i in (0, 1)
-    ]
-    assert f"not written: {tmp_path}/bad_numbers has 2 incidents" in caplog.messages[-1]
-    assert "the batch is in" in caplog.messages[0]
+        trainer = train(tmp_path, ["nan", None], action="skip")
+    assert trainer.error is None
+    assert f"{tmp_path}/bad_numbers.jsonl could not be written: [Errno 21]" in caplog.messages[0]
+    assert f"loss_a is nan; {tmp_path}/bad_numbers.jsonl could not be written. The step is left" in caplog.messages[1]
 
 
 def test_many_in_a_row_stop(tmp_path):
@@ -156,9 +158,9 @@ def test_many_in_a_row_stop(tmp_path):
     assert "at iteration 4: the norm of the gradients is nan, though the losses are finite" in trainer.error
     assert "not finite are those of head.bias" in trainer.error
     assert "3 times in a row (train.bad_numbers.max_in_a_row)" in trainer.error
-    assert written(tmp_path, 3)["action"] == "skip"
-    assert written(tmp_path, 4)["action"] == "stop"
-    trainer = train(tmp_path, ["nan", None, "nan", None, "nan"], action="skip", max_in_a_row=2, max_total=3)
+    assert written(tmp_path)[3]["action"] == "skip"
+    assert written(tmp_path)[4]["action"] == "stop"
+    trainer = train(tmp_path / "b", ["nan", None, "nan", None, "nan"], action="skip", max_in_a_row=2, max_total=3)
     assert (trainer.iter, trainer.guard.in_a_row) == (4, 1)
     assert "3 times in all (train.bad_numbers.max_total)" in trainer.error
 
@@ -205,7 +207,7 @@ def test_a_bad_pass_leaves_the_whole_step_out(tmp_path, fault, where):
     good = batches(faults)
     del good[2:4]  # both micro-batches were taken
     assert same(state(trainer.model), state(train(tmp_path, None, data=good, accumulate=2).model))
-    seen = [images[0]["file_name"] for images in written(tmp_path, 1)["passes"]]
+    seen = [images[0]["file_name"] for images in written(tmp_path)[1]["passes"]]
     assert seen == (["2_0.jpg"] if fault == "nan" and where == 0 else ["2_0.jpg", "3_0.jpg"])
 
 
@@ -236,23 +238,21 @@ def test_an_overflow_is_the_scalers_business(tmp_path):
     trainer = train_scaled(tmp_path, ["gradient", "gradient", None], 256.0, max_in_a_row=3)
     assert trainer.grad_scaler.get_scale() == 64.0
     assert trainer.guard.total == 0
-    assert not (tmp_path / "bad_numbers").exists()
+    assert not (tmp_path / "bad_numbers.jsonl").exists()
     assert trainer.optimizer.state_dict()["state"][0]["step"] == 1
 
 
 def test_many_overflows_in_a_row_are_incidents(tmp_path):
     with pytest.raises(BadNumbersError, match=r"norm of the gradients \(scaled\) is nan"):
         train_scaled(tmp_path, ["gradient", "gradient", "gradient"], 256.0, max_in_a_row=3)
-    assert (written(tmp_path, 2)["kind"], written(tmp_path, 2)["grad_scale"]) == ("overflow", 64.0)
+    assert (written(tmp_path)[2]["kind"], written(tmp_path)[2]["grad_scale"]) == ("overflow", 64.0)
 
 
 def test_an_overflow_at_the_lowest_scale_is_an_incident(tmp_path):
     faults = ["gradient", "gradient", None, "nan", None]
     trainer = train_scaled(tmp_path, faults, 2.0, action="rollback", snapshot_period=1)
     assert trainer.guard.total == 2
-    assert sorted(p.name for p in (tmp_path / "bad_numbers").iterdir()) == [
-        f"iter_000000{i}_rank0.json" for i in (1, 3)
-    ]
+    assert list(written(tmp_path)) == [1, 3]
     assert trainer.grad_scaler.get_scale() == 1.0
     assert trainer.optimizer.state_dict()["state"][0]["step"] == 1  # that of iteration 2 was rolled back
 
@@ -285,7 +285,6 @@ def test_other_errors_of_the_model_are_its_own(tmp_path):
         ("max_in_a_row", 0, "max_in_a_row=0 must be a whole number, at least 1"),
         ("max_total", True, "max_total=True must be"),
         ("snapshot_period", 1.5, "snapshot_period=1.5 must be"),
-        ("max_files", -1, "max_files=-1 must be a whole number, at least 0"),
     ],
 )
 def test_options_are_checked(option, value, message):

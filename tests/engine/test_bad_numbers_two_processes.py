@@ -25,7 +25,6 @@ CASES = {
     "stop": ([[None, "nan"], [None, None]], 1, {}),
     "forward": ([[None, None], [None, "refuse"]], 1, {}),
     "row": ([["nan", "refuse", None], [None] * 3], 1, {"action": "skip", "max_in_a_row": 2}),
-    "crash": ([[None, None], [None, "crash"]], 1, {"action": "skip"}),
 }
 
 
@@ -94,35 +93,32 @@ def test_both_go_back(both):
 
 def test_both_stop_with_the_same_reason(both):
     folder, (main, other) = both
-    for rank, report in enumerate((main, other)):
-        where = f"the batch is in {folder}/{{}}/bad_numbers/iter_0000001_rank{rank}.json. Training stops; it did not"
-        stop = f"BadNumbersError: Bad numbers at iteration 1: loss_a is nan (process 0); {where.format('stop')}"
-        refused = (
-            f"BadNumbersError: Bad numbers at iteration 1: scores are not finite (process 1); {where.format('forward')}"
-        )
+    for report in (main, other):
+        begin = "BadNumbersError: Bad numbers at iteration 1:"
+        where = f"the batch is in {folder}/{{}}/bad_numbers.jsonl. Training stops; it did not"
+        stop = f"{begin} loss_a is nan (process 0); {where.format('stop')}"
+        refused = f"{begin} scores are not finite (process 1); {where.format('forward')}"
         assert report["stop"][1].startswith(stop)
         assert report["forward"][1].startswith(refused)
         assert "2 times in a row" in report["row"][1]
         assert "at iteration 1: scores are not finite (process 0)" in report["row"][1]
 
 
-def test_an_error_of_one_ends_both(both):
-    _, (main, other) = both
-    assert other["crash"][1] == "KeyError: 'no such thing'"
-    assert main["crash"][1] == "RuntimeError: stopped at iteration 1, because of process 1: KeyError: 'no such thing'"
-
-
-def test_each_writes_its_own_batch_and_the_losses_of_all(both):
+def test_each_batch_and_its_losses_are_a_line(both):
     folder, _ = both
+    lines = [json.loads(line) for line in (folder / "skip" / "bad_numbers.jsonl").read_text().splitlines()]
+    assert [(line["iteration"], line["rank"]) for line in lines] == [(i, rank) for i in (1, 2, 3) for rank in (0, 1)]
+    for first, other in zip(lines[::2], lines[1::2]):
+        assert first["processes"] == other["processes"] == 2
     for rank in range(2):
-        found = json.loads((folder / "skip" / "bad_numbers" / f"iter_0000001_rank{rank}.json").read_text())
-        assert (found["rank"], found["processes"], found["kind"]) == (rank, 2, "loss")
-        assert found["losses"]["1"]["loss_a"] == "nan"
-        assert found["losses"]["0"]["loss_a"] > 0
+        bad, refused, gradient = lines[rank::2]
         pixels = batches([None, None], seed=rank)[1][0]["image"]
-        assert found["passes"][0][0]["image"]["max"] == float(pixels.max())
-        gradient = json.loads((folder / "skip" / "bad_numbers" / f"iter_0000003_rank{rank}.json").read_text())
+        assert bad["passes"][0][0]["image"]["max"] == float(pixels.max())
         assert gradient["bad_gradients"] == ["head.bias"]
-        refused = json.loads((folder / "skip" / "bad_numbers" / f"iter_0000002_rank{rank}.json").read_text())
-        assert (refused["kind"], refused["errors"]) == ("forward", {"1": "scores are not finite"})
-        assert refused["losses"]["1"] == {}
+        assert (bad["kind"], gradient["kind"]) == ("loss", "gradient")
+    assert lines[0]["losses"]["loss_a"] > 0
+    assert lines[1]["losses"]["loss_a"] == "nan"
+    assert [(line["kind"], line["error"], bool(line["losses"])) for line in lines[2:4]] == [
+        ("loss", "", True),
+        ("forward", "scores are not finite", False),
+    ]
