@@ -73,7 +73,7 @@ def _to_host(state: Any, place: Any) -> Any:
 class BuffersBefore:
     """The buffers of a model before a forward pass, which moves running statistics.
 
-    Only those that have changed since are copied again, so constants cost their memory and no time.
+    All of them are copied each time: torch does not count what batch norms do to theirs as a change.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -83,31 +83,27 @@ class BuffersBefore:
             for name, buffer in module._buffers.items()
             if buffer is not None
         }
-        self._kept: dict[str, tuple[Tensor, int, Tensor]] = {}  # the buffer, its version, a copy of its values
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}  # the buffer, a copy of its values
 
+    @torch.no_grad()
     def keep(self) -> None:
         """Remember the values."""
-        for key in self._changed():
-            holder, name = self._places[key]
+        for key, (holder, name) in self._places.items():
             buffer = holder[name]
             assert buffer is not None
-            self._kept[key] = (buffer, buffer._version, buffer.detach().clone())
+            before, copied = self._kept.get(key, (None, None))
+            if before is buffer and copied is not None and copied.shape == buffer.shape:
+                copied.copy_(buffer)
+            else:
+                self._kept[key] = (buffer, buffer.detach().clone())
 
+    @torch.no_grad()
     def restore(self) -> None:
-        """Put the values back that have changed since :meth:`keep`."""
-        with torch.no_grad():
-            for key in self._changed():
-                holder, name = self._places[key]
-                buffer, _, value = self._kept[key]
-                holder[name] = buffer.copy_(value)
+        """Put the values back as they were at :meth:`keep`."""
+        for key, (holder, name) in self._places.items():
+            buffer, values = self._kept[key]
+            holder[name] = buffer.copy_(values)
 
     def saved(self) -> dict[str, Tensor]:
         """The remembered values, by the names of the model's state."""
-        return {key: value for key, (_, _, value) in self._kept.items()}
-
-    def _changed(self) -> list[str]:
-        return [
-            key
-            for key, (holder, name) in self._places.items()
-            if (kept := self._kept.get(key)) is None or kept[0] is not holder[name] or kept[1] != kept[0]._version
-        ]
+        return {key: values for key, (_, values) in self._kept.items()}
