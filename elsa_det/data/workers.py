@@ -21,11 +21,12 @@ INDEX = "_index_in_dataset"
 
 _DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?P<how>[^\n]*)")
 _REMEDIES = {
-    "signal: killed": "The system kills processes when memory runs out (dmesg says so): lower num_workers of the loader, load "
-    "smaller images, or free memory",
-    "signal: segmentation fault": "A library crashed at the image: look at the file, and replace it or take it out of the dataset",
-    "signal: bus error": "Shared memory is full (df /dev/shm): enlarge it (docker run --shm-size=8g), or lower num_workers of the "
-    "loader",
+    "signal: killed": "The system kills processes when memory runs out (dmesg says so): lower num_workers of the "
+    "loader, load smaller images, or free memory",
+    "signal: segmentation fault": "A library crashed at the image: look at the file, and replace it or take it out of "
+    "the dataset",
+    "signal: bus error": "Shared memory is full (df /dev/shm): enlarge it (docker run --shm-size=8g), or lower "
+    "num_workers of the loader",
 }
 _OTHERWISE = "num_workers=0 of the loader loads images in the training process, whose own error says more"
 
@@ -80,7 +81,7 @@ class SampleRecord:
 
 @contextlib.contextmanager
 def worker_deaths_explained() -> Iterator[None]:
-    """Within it, what torch raises when a worker has died (anywhere in the main thread) becomes an error that says more.
+    """Within it, what torch raises when a worker has died, wherever the main thread is, becomes an error that says more.
 
     Raises:
         DataWorkerError: naming the image that the worker had.
