@@ -81,7 +81,7 @@ class SampleRecord:
 
 @contextlib.contextmanager
 def worker_deaths_explained() -> Iterator[None]:
-    """Within it, what torch raises when a worker has died, wherever the main thread is, becomes an error that says more.
+    """Within it, what torch raises in the main thread when a worker has died becomes an error that says more.
 
     Raises:
         DataWorkerError: naming the image that the worker had.

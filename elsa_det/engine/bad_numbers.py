@@ -237,9 +237,7 @@ class NumberGuard(HookBase):
             self._stop(what, limit)
         logger.warning(what)
         trainer.optimizer.zero_grad()
-        if isinstance(
-            trainer.model, DistributedDataParallel
-        ):  # an error in forward leaves it as it was, in one process
+        if isinstance(trainer.model, DistributedDataParallel):  # after an error in forward they may differ in it
             trainer.model.require_forward_param_sync = True
         if options.action == ROLLBACK and self._snapshot is not None:
             self._snapshot.restore(without={"grad_scaler"} if incident.kind == "overflow" else set())

@@ -91,9 +91,9 @@ class BuffersBefore:
         for key, (holder, name) in self._places.items():
             buffer = holder[name]
             assert buffer is not None
-            before, copied = self._kept.get(key, (None, None))
-            if before is buffer and copied is not None and copied.shape == buffer.shape:
-                copied.copy_(buffer)
+            kept = self._kept.get(key)
+            if kept is not None and kept[0] is buffer and kept[1].shape == buffer.shape:
+                kept[1].copy_(buffer)
             else:
                 self._kept[key] = (buffer, buffer.detach().clone())
 

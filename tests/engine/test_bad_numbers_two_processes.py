@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_both_have_the_same_weights_and_counts(both):
 
 def changes(report):
     weights = report[0]
-    return [now != before for before, now in zip(weights, weights[1:])]
+    return [now != before for before, now in itertools.pairwise(weights)]
 
 
 def test_a_step_is_left_out_by_both(both):
@@ -111,7 +112,7 @@ def test_each_batch_and_its_losses_are_a_line(both):
     for first, other in zip(lines[::2], lines[1::2]):
         assert first["processes"] == other["processes"] == 2
     for rank in range(2):
-        bad, refused, gradient = lines[rank::2]
+        bad, _, gradient = lines[rank::2]
         pixels = batches([None, None], seed=rank)[1][0]["image"]
         assert bad["passes"][0][0]["image"]["max"] == float(pixels.max())
         assert gradient["bad_gradients"] == ["head.bias"]

@@ -115,7 +115,7 @@ def draw(samples: list[Usage], slopes: dict[str, float], warm_up: int, path: Pat
         axes.set_xlim(0, samples[-1].iteration)
         per = f"{1000 * slopes[name] / scale:+.3g} {unit}".strip()
         most = f"{1000 * LIMITS[name] / scale:g} {unit}".strip()
-        axes.set_title(f"{title}: {per} in 1,000 iterations (limit {most})", fontsize=10)
+        axes.set_title(f"{title}: {per} per 1,000 iterations (limit {most})", fontsize=9)
         axes.set_ylabel(unit or "number")
         axes.set_xlabel("iteration")
         axes.grid(color="#e2e2e2")
