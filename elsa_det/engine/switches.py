@@ -1,7 +1,8 @@
 """The switches of a training: read from the config, and refused where they contradict one another.
 
-``train.accumulate``, ``train.ema``, ``train.best``, ``train.early_stopping``, ``train.clip_grad_norm`` and
-``optimizer.params.lr_factor_func``; with the data's, copy-paste and large-scale jittering. All are off by default.
+``train.accumulate``, ``train.ema``, ``train.best``, ``train.early_stopping``, ``train.clip_grad_norm``,
+``train.bad_numbers`` and ``optimizer.params.lr_factor_func``; with the data's, copy-paste and large-scale jittering.
+All are off by default; bad numbers stop a training.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,7 +60,7 @@ def watched(every: int) -> Iterator[list[Usage]]:
         handle.remove()
 
 
-def run(folder: Path, iterations: int, period: int, *overrides: str) -> None:
+def run(folder: Path, iterations: int, period: int, overrides: Sequence[str] = ()) -> None:
     """Train on drawn shapes, 64 pixels wide.
 
     Args:
