@@ -4,8 +4,9 @@
 tests/soak/long_run.py --output long_run
 tests/soak/long_run.py --output long_run --iterations 20000 --every 50
 
-Writes long_run.json (every sample) and long_run.png to the output folder; ends with 1 if memory of the process or its
-workers, open files or shared memory grow beyond the limits of usage.py, after a quarter of the iterations.
+Writes long_run.json (every sample) and long_run.png to the output folder; ends with 1 if memory of the process (without
+garbage and freed memory) or of its workers, open files or shared memory grow beyond the limits of usage.py, after a
+quarter of the iterations.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
 from elsa_det.engine.training import main as train
 
 _TITLES = {
-    "rss": ("memory of the process", "MB", 1e6),
+    "held": ("memory of the process", "MB", 1e6),
     "workers_rss": ("memory of the workers", "MB", 1e6),
     "fds": ("open file descriptors", "", 1),
     "shm": ("shared memory", "MB", 1e6),
@@ -109,7 +110,13 @@ def draw(samples: list[Usage], slopes: dict[str, float], warm_up: int, path: Pat
     FigureCanvasAgg(figure)
     for axes, (name, (title, unit, scale)) in zip(figure.subplots(2, 2).flat, _TITLES.items(), strict=True):
         values = [getattr(sample, name) / scale for sample in samples]
-        axes.plot([sample.iteration for sample in samples], values, color="#1f77b4", linewidth=1)
+        iterations = [sample.iteration for sample in samples]
+        axes.plot(iterations, values, color="#1f77b4", linewidth=1.2)
+        if name == "held":
+            resident = [sample.rss / scale for sample in samples]
+            axes.plot(iterations, resident, color="#aaaaaa", linewidth=0.8)
+            axes.text(iterations[-1], resident[-1], "with garbage and freed memory ", ha="right", va="bottom", size=7)
+            values += resident
         axes.axvspan(0, warm_up, color="#eeeeee", label="warm-up")
         axes.set_ylim(0, 1.15 * max(*values, 0.01))
         axes.set_xlim(0, samples[-1].iteration)
@@ -126,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 if nothing grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--every", type=int, default=10, help="iterations from one sample to the next")
+    parser.add_argument("--every", type=int, default=20, help="iterations from one sample to the next")
     parser.add_argument("--period", type=int, default=200, help="iterations from one evaluation to the next")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args(argv)
