@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import mmap
 import multiprocessing
@@ -20,6 +21,14 @@ import long_run
 from usage import LIMITS, Usage, growth, judge, usage
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="for Linux")
+
+
+@pytest.fixture(autouse=True)
+def _quick_collections():
+    """What was imported need not be gone through whenever garbage is collected."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def samples(count=60, **slopes):
