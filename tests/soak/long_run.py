@@ -114,8 +114,8 @@ def draw(samples: list[Usage], slopes: dict[str, float], warm_up: int, path: Pat
         axes.plot(iterations, values, color="#1f77b4", linewidth=1.2)
         if name == "held":
             resident = [sample.rss / scale for sample in samples]
-            axes.plot(iterations, resident, color="#aaaaaa", linewidth=0.8)
-            axes.text(iterations[-1], resident[-1], "with garbage and freed memory ", ha="right", va="bottom", size=7)
+            axes.plot(iterations, resident, color="#ff7f0e", linewidth=0.8, label="with garbage and freed memory")
+            axes.legend(loc="lower right", fontsize=8)
             values += resident
         axes.axvspan(0, warm_up, color="#eeeeee", label="warm-up")
         axes.set_ylim(0, 1.15 * max(*values, 0.01))
