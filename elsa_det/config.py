@@ -15,6 +15,7 @@ from .config_errors import explained
 from .config_targets import calls_in, read_yaml_config
 from .d2 import PROVIDER_VERSION, LazyConfig
 from .errors import UserError
+from .nearby import looked_for
 from .overrides import apply_overrides
 
 #: the groups of keys without which nothing can be run
@@ -52,20 +53,44 @@ def get_config(name: str, overrides: Sequence[str] = ()) -> Any:
     return load_config(path, overrides)
 
 
+def find_config(path: str | Path) -> Path:
+    """What a command's ``--config-file`` means: the file itself, else the installed config of that name.
+
+    Args:
+        path: a file, or the name of one of the toolkit's configs with or without ``configs/`` before it, such as
+            ``configs/coco/elsa_t_mrcnn_1x.py`` in any folder.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_absolute():
+        parts = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
+        installed = config_root().joinpath(*parts)
+        if installed.is_file():
+            return installed
+    raise FileNotFoundError(f"config file {path} does not exist {looked_for(path)}")
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     """Load a LazyConfig file, apply overrides, and settle the device.
 
     A ``.py`` file is a program, and runs. A ``.yaml`` file is data: it, and overrides, may call what
     :mod:`elsa_det.d2lite.config.trusted` lists, and what the user adds by ``ELSA_DET_TRUST``.
 
+    Args:
+        path: see :func:`find_config`.
+        overrides: as on the command line, ``["train.max_iter=10"]``.
+
     Raises:
         FileNotFoundError: the file does not exist.
         UserError: the file cannot be loaded, an override does not fit the config, CUDA is asked for and not there, the
             file's name ends in something else, or a file of data cannot be read or calls what is not allowed.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config file {path} does not exist (looked for {Path(path).absolute()})")
-    suffix = Path(path).suffix
+    path = find_config(path)
+    suffix = path.suffix
     if suffix in (".yaml", ".yml"):
         with explained(path):
             cfg, known = read_yaml_config(path), frozenset[str]()

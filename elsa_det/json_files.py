@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .nearby import looked_for
 
 LARGEST_JSON = 8 * 2**30
 """Bytes. The annotations of the largest public datasets have about half as many, and reading takes several times as
@@ -23,7 +24,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist (looked for {path.absolute()})")
+        raise FileNotFoundError(f"{path} does not exist {looked_for(path)}")
     size = path.stat().st_size
     if size > LARGEST_JSON:
         raise UserError(f"{path} has {size:,} bytes of json, more than the {LARGEST_JSON:,} that are read: divide it")

@@ -25,7 +25,7 @@ LOWER = {
     "commands": {"ops", "data", "checkpoint", "analysis", "benchmark", "engine", "config", "d2"},
 }
 #: what every layer may import
-EVERYWHERE = ("__version__", "errors", "images", "json_files")
+EVERYWHERE = ("__version__", "errors", "images", "json_files", "nearby")
 
 
 def imports(path: Path) -> list[str]:

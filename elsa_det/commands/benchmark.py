@@ -28,6 +28,7 @@ from ..benchmark.runner import Settings
 from ..benchmark.throughput import Figures, measure, measure_memory
 from ..benchmark.throughput_report import print_figures
 from ..benchmark.workload import DATA, INFERENCE, TASKS, TRAIN, Workload
+from ..config import find_config
 from ..d2 import describe_provider
 from ..ops.registration import use_compiled
 from .entry import command
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
 def _workloads(args: argparse.Namespace) -> list[Workload]:
     works = [
         Workload(
-            config_file=str(Path(file).absolute()),
+            config_file=str(find_config(file).absolute()),
             overrides=(*overrides, *args.opts),
             distinct=tuple(overrides),
             task=args.task,

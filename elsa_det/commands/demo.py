@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..engine.demo import Demo, DemoTargets
 from ..engine.demo_inputs import DemoInputs, FrameSource, find_inputs
 from ..engine.predictor import Predictor
+from ..errors import UserError
 from .entry import command
 
 
@@ -64,6 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.input and args.webcam is None:
         parser.error("give --input, --webcam or both")
+    for word in args.opts:
+        if "=" not in word:
+            raise UserError(
+                f"{word!r} is not understood: changes to the config are key=value and come last, and several --classes "
+                "have commas between them and no spaces"
+            )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     targets = DemoTargets(
         pictures=args.output,

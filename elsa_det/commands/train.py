@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..config import config_root
+from ..config import config_root, find_config
 from ..d2 import default_argument_parser, launch
 from ..engine.training import main as train_or_evaluate
 from ..errors import UserError
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 if all was done, 1 for what the user has to mend, 130 after Ctrl-C."""
     args = argument_parser().parse_args(argv)
     check_arguments(args)
+    args.config_file = str(find_config(args.config_file))
     launch(
         train_or_evaluate,
         args.num_gpus,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..d2 import DatasetCatalog, MetadataCatalog, load_coco_json
 from ..errors import UserError
+from ..nearby import looked_for
 from .paths import check_inside
 
 
@@ -81,9 +82,7 @@ def registered(
             "together with the configs of own_data"
         )
     if not Path(json_file).is_file():
-        raise FileNotFoundError(
-            f"annotations json_file={json_file} does not exist (looked for {Path(json_file).absolute()})"
-        )
+        raise FileNotFoundError(f"annotations json_file={json_file} does not exist {looked_for(json_file)}")
     if not Path(image_root).is_dir():
         raise FileNotFoundError(f"image_root={image_root} is not a folder (looked for {Path(image_root).absolute()})")
     own_name = str(json_file)

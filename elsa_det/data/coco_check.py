@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from ..errors import UserError
 from ..images import check_size
 from ..json_files import read_json
+from ..nearby import looked_for
 from .image_files import UnreadableImage, image_size
 from .paths import ALLOW, leads_out
 
@@ -141,7 +142,7 @@ def read_coco(path: Path) -> dict[str, Any]:
         FileNotFoundError, UserError: see :func:`check_coco`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"annotations {path} do not exist (looked for {path.absolute()})")
+        raise FileNotFoundError(f"annotations {path} do not exist {looked_for(path)}")
     content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(

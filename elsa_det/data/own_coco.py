@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from ..d2 import DatasetCatalog, MetadataCatalog
 from ..errors import UserError
+from ..nearby import looked_for
 from .coco import registered_coco
 from .coco_check import read_coco
 from .coco_merge import merge, split, write_json
@@ -144,9 +145,7 @@ def sources(dataset: Mapping[str, Any], part: str) -> list[Source]:
         raise UserError(f"dataset.{part}.json_file lists {', '.join(twice)} twice")
     for file, root in zip(files, roots, strict=True):
         if not Path(file).is_file():
-            raise FileNotFoundError(
-                f"dataset.{part}.json_file={file} does not exist (looked for {Path(file).absolute()})"
-            )
+            raise FileNotFoundError(f"dataset.{part}.json_file={file} does not exist {looked_for(file)}")
         if not Path(root).is_dir():
             raise FileNotFoundError(
                 f"dataset.{part}.image_root={root} is not a folder (looked for {Path(root).absolute()})"

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import UserError
-from .demo_inputs import FrameSource
+from .demo_inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FrameSource
 from .demo_outputs import (
     Answer,
     CocoOutput,
@@ -306,7 +306,7 @@ class Demo:
             return None
         target = self._pictures / name
         if target.resolve() == source.resolve():
-            raise ValueError(f"'{source}' lies in the output folder and would be replaced.")
+            raise UserError(f"'{source}' lies in the output folder and would be replaced.")
         return target
 
     def _name(self, path: Path, *, frames: bool = False) -> str:
@@ -343,6 +343,13 @@ def run_demo(
 
 
 def _check_targets(targets: DemoTargets) -> None:
+    for folder in (targets.pictures, targets.crops, targets.labels):
+        path = Path("." if folder is None else folder)
+        if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and not path.is_dir():
+            raise UserError(
+                f"results go to a folder, each under the name of its input, and '{path}' looks like a file: name a "
+                f"folder, such as '{path.with_suffix('')}'"
+            )
     wanted = (targets.pictures, targets.crops, targets.labels, targets.json, targets.coco_json)
     if not targets.show and all(target is None for target in wanted):
         raise UserError("Nothing would be kept: give an output folder, or crops, labels, json, coco_json or show.")

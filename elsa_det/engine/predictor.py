@@ -23,6 +23,7 @@ from ..d2 import transforms as T
 from ..errors import UserError
 from ..images import check_size, open_image
 from ..json_files import read_json
+from ..nearby import looked_for
 
 logger = logging.getLogger(__name__)
 
@@ -90,21 +91,21 @@ class Predictor:
 
         Raises:
             FileNotFoundError: There is no such config or checkpoint.
-            ValueError: The config cannot be loaded or lacks what prediction needs, the checkpoint cannot be read or
+            UserError: The config cannot be loaded or lacks what prediction needs, the checkpoint cannot be read or
                 does not fit (``CheckpointError``), or the device is not there.
         """
         self.cfg = _load_config(config, overrides, device)
         mapper = OmegaConf.select(self.cfg, _MAPPER)
         if mapper is None or "augmentations" not in mapper or "image_format" not in mapper:
-            raise ValueError(f"The config has no {_MAPPER} with 'augmentations' and 'image_format'.")
+            raise UserError(f"The config has no {_MAPPER} with 'augmentations' and 'image_format'.")
         self.image_format: str = mapper.image_format
         if self.image_format not in ("RGB", "BGR"):
-            raise ValueError(f"{_MAPPER}.image_format must be 'RGB' or 'BGR', got {self.image_format!r}.")
+            raise UserError(f"{_MAPPER}.image_format must be 'RGB' or 'BGR', got {self.image_format!r}.")
         self.augmentations = T.AugmentationList([instantiate(augmentation) for augmentation in mapper.augmentations])
         if model is None:
             model = _load_model(self.cfg, checkpoint, strict)
         elif checkpoint is not None or device is not None:
-            raise ValueError("A ready model brings its weights and device: give no checkpoint and no device with it.")
+            raise UserError("A ready model brings its weights and device: give no checkpoint and no device with it.")
         self.model = model
 
         self.dataset_name = _dataset_name(self.cfg)
@@ -130,7 +131,7 @@ class Predictor:
 
         Raises:
             TypeError: It is neither of the two.
-            ValueError: It has another shape or another type of numbers.
+            UserError: It has another shape or another type of numbers.
         """
         return self.predict_batch([image])[0]
 
@@ -172,7 +173,7 @@ def _load_config(
         overrides = [*overrides, f"train.device={device}"]
     for override in overrides:
         if "=" not in override:
-            raise ValueError(f"Override {override!r} is not understood: write key=value, such as train.device=cpu.")
+            raise UserError(f"Override {override!r} is not understood: write key=value, such as train.device=cpu.")
     try:
         if not isinstance(config, DictConfig):
             cfg = load_config(os.fspath(config), overrides)
@@ -186,18 +187,18 @@ def _load_config(
     except Exception as error:  # a config is a program: anything may go wrong in it
         what = "The config" if isinstance(config, DictConfig) else f"Config '{os.fspath(config)}'"
         changes = f" with {list(overrides)}" if overrides else ""
-        raise ValueError(f"{what} cannot be loaded{changes}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{what} cannot be loaded{changes}: {type(error).__name__}: {error}") from error
     if not isinstance(cfg, DictConfig) or "model" not in cfg:
-        raise ValueError("The config has no 'model'.")
+        raise UserError("The config has no 'model'.")
     return cfg
 
 
 def _load_model(cfg: DictConfig, checkpoint: str | os.PathLike[str] | None, strict: bool) -> nn.Module:
     path = os.fspath(checkpoint) if checkpoint is not None else OmegaConf.select(cfg, "train.init_checkpoint")
     if not path or path == FROM_SCRATCH:
-        raise ValueError(f"Prediction needs weights: give a checkpoint or set train.init_checkpoint, not {path!r}.")
+        raise UserError(f"Prediction needs weights: give a checkpoint or set train.init_checkpoint, not {path!r}.")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no checkpoint '{path}' (looked for {os.path.abspath(path)}).")
+        raise FileNotFoundError(f"There is no checkpoint '{path}' {looked_for(path)}.")
     model = instantiate(cfg.model)
     if strict:
         report = load_initial_weights(model, path)
@@ -246,7 +247,7 @@ def as_bgr(image: np.ndarray | Image.Image) -> np.ndarray:
 
     Raises:
         TypeError: It is neither a NumPy array nor a PIL image.
-        ValueError: The array is not (H, W, 3) uint8, or is empty.
+        UserError: The array is not (H, W, 3) uint8, or is empty.
     """
     if isinstance(image, Image.Image):
         check_size(*image.size, "an image")
@@ -256,7 +257,7 @@ def as_bgr(image: np.ndarray | Image.Image) -> np.ndarray:
         hint = " (cv2.imread returns None for a file it cannot read)" if image is None else ""
         raise TypeError(f"An image must be a NumPy array or a PIL image, got {type(image).__name__}{hint}.")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"An image must be (H, W, 3) uint8 in BGR order, got {image.shape} {image.dtype}.")
+        raise UserError(f"An image must be (H, W, 3) uint8 in BGR order, got {image.shape} {image.dtype}.")
     check_size(image.shape[1], image.shape[0], "an image")
     return image
 

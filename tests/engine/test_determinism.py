@@ -62,12 +62,22 @@ def test_what_contradicts_it():
 def test_two_runs_of_one_seed_are_equal(settings, workers, tmp_path):
     write_shapes(tmp_path, SetSpec(train=6, val=2, scene=SceneSpec(image_size=48, max_object=30)))
     losses = []
-    for number, seed in enumerate((3, 3, 4)):
+    for number, seed in enumerate((3, 3) if workers else (3, 3, 4)):
         folder = tmp_path / f"run{number}"
         opts = [
             *("train.deterministic=True", f"train.seed={seed}", f"train.output_dir={folder}", "train.device=cpu"),
-            *("train.max_iter=3", "train.log_period=1", "train.eval_period=0", "train.check_memory=off"),
-            *("dataloader.train.total_batch_size=2", f"dataloader.train.num_workers={workers}"),
+            *(
+                "train.max_iter=3",
+                "train.log_period=1",
+                "train.eval_period=0",
+                "train.check_memory=off",
+                "train.figures.enabled=False",
+            ),
+            *(
+                "dataloader.train.total_batch_size=2",
+                f"dataloader.train.num_workers={workers}",
+                "dataloader.test.num_workers=0",
+            ),
             "model.backbone.bottom_up.embed_dim=16",
             *(f"dataset.{key}.json_file={tmp_path}/annotations/instances_{part}.json" for key, part in PARTS),
             *(f"dataset.{key}.image_root={tmp_path}/{part}" for key, part in PARTS),
@@ -85,7 +95,7 @@ def test_two_runs_of_one_seed_are_equal(settings, workers, tmp_path):
     assert len(losses[0]) == 3
     assert all(line["total_loss"] > 0 and "grad_norm" in line for line in losses[0])
     assert losses[0] == losses[1]
-    assert losses[0] != losses[2]
+    assert all(others != losses[0] for others in losses[2:])
 
 
 PARTS = (("train", "train"), ("test", "val"))

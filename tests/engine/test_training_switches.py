@@ -35,6 +35,9 @@ def data(tmp_path_factory):
         "dataloader.train.total_batch_size=4",
         "train.log_period=1",
         "train.seed=3",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+        "train.figures.enabled=False",
     ]
 
 
@@ -66,6 +69,7 @@ def stopped(data, tmp_path_factory):
         "train.early_stopping.metric=segm/AP",
         "train.early_stopping.patience=1",
         "train.early_stopping.min_delta=100",
+        "train.figures.enabled=True",
     ]
     return folder, run(folder, *data, *switches)
 

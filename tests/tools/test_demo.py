@@ -157,8 +157,10 @@ class TestVideosAndCameras:
         ("changed", "message"),
         [
             (["--classes", "dgo"], "Did you mean 'dog'"),
+            (["--classes", "cat", "dog"], "several --classes have commas between them"),
             (["--coco-json", "c.json", "--annotations", "absent.json"], "absent.json"),
             (["--labels", "labels"], "finds instances"),
+            (["--output", "drawn/a.MP4"], "and 'drawn/a.MP4' looks like a file: name a folder, such as 'drawn/a'"),
             (["--webcam", "97"], "Camera 97 cannot be opened"),
             (["--batch-size", "0"], "got 0"),
             (["--input", "clip.mp4", "--max-frames", "0"], "max_frames=0"),

@@ -36,6 +36,8 @@ def data(tmp_path_factory):
         "train.log_period=1",
         "train.eval_period=0",
         "train.seed=3",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
     ]
 
 
