@@ -21,6 +21,10 @@ train = dict(
     # Passes in an optimizer step, among which the loader's total_batch_size is divided: the recipe stays what it is,
     # and takes less memory. Iterations are optimizer steps.
     accumulate=1,
+    # Losses or gradients that are not finite never reach the weights; the batch is written to bad_numbers.jsonl in the
+    # output folder. action: "stop"; "skip" the step; "rollback" to a snapshot in memory, made every snapshot_period
+    # iterations; "off". So many in a row, or in all, stop in any case.
+    bad_numbers=dict(action="stop", max_in_a_row=10, max_total=100, snapshot_period=100),
     # A moving average of the weights, kept in checkpoints and written to model_final_ema.pth. evaluate: "both", "ema"
     # or "raw"; results of the average end in _EMA. With warmup the decay rises as 1 - iteration^(-2/3) to its value.
     ema=dict(enabled=False, decay=0.9998, warmup=True, evaluate="both"),

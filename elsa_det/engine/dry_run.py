@@ -19,12 +19,12 @@ from ..checkpoint import SafeCheckpointer, check_initial_weights, load_initial_w
 from ..config import check_complete, describe_device, load_config
 from ..d2 import EventStorage, comm, describe_provider, instantiate, seed_all_rng
 from ..data.coco_check import HEADERS, PIXELS
+from ..data.loader_errors import with_named_errors
 from ..errors import UserError
 from ..evaluation import limit_evaluation, semantic_modes, with_tta
 from .accumulation import micro_batch_loader
 from .class_counts import check_class_count, settle_class_count
 from .data_checks import check_level, check_own_data
-from .data_errors import with_named_errors
 from .datasets import check_datasets
 from .determinism import check_deterministic, make_deterministic
 from .memory_check import check_memory
@@ -113,7 +113,7 @@ def _try(cfg: Any, lines: list[str]) -> DryRun:
     loader_config = micro_batch_loader(cfg.dataloader.train, switches.accumulate)
     if "num_workers" in loader_config:
         loader_config.num_workers = 0
-    loader = instantiate(with_named_errors(loader_config))
+    loader = instantiate(with_named_errors(loader_config, "train"))
     check_class_count(cfg, "train")
     if "evaluator" in cfg.dataloader:
         instantiate(cfg.dataloader.test)

@@ -32,7 +32,7 @@ class WeightsWriter(SafeCheckpointer):
 
 
 class ModelEMA(HookBase):
-    """Averages parameters and buffers after every iteration: ``average += (1 - decay) * (weights - average)``.
+    """Averages parameters and buffers after every step: ``average += (1 - decay) * (weights - average)``.
 
     With warm-up the decay is ``min(decay, 1 - iteration ** (-2 / 3))``, iterations counted from 1: at first little more
     than the latest weights, after 1,000 iterations 0.99, after 31,600 0.999. The first iteration's weights start the
@@ -64,7 +64,8 @@ class ModelEMA(HookBase):
         return _Average(self)
 
     def after_step(self) -> None:
-        self._average.update(self._source, step=self.trainer.iter + 1)
+        if getattr(self.trainer, "step_taken", True):  # a step left out changed nothing to average
+            self._average.update(self._source, step=self.trainer.iter + 1)
         if self.trainer.iter + 1 == self.trainer.max_iter:
             self.write_final()
 

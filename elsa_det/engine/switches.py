@@ -1,7 +1,8 @@
 """The switches of a training: read from the config, and refused where they contradict one another.
 
-``train.accumulate``, ``train.ema``, ``train.best``, ``train.early_stopping``, ``train.clip_grad_norm`` and
-``optimizer.params.lr_factor_func``; with the data's, copy-paste and large-scale jittering. All are off by default.
+``train.accumulate``, ``train.ema``, ``train.best``, ``train.early_stopping``, ``train.clip_grad_norm``,
+``train.bad_numbers`` and ``optimizer.params.lr_factor_func``; with the data's, copy-paste and large-scale jittering.
+All are off by default; bad numbers stop a training.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..d2 import comm, instantiate
 from ..data.copy_paste import CopyPasteOptions
 from ..errors import UserError
 from ..evaluation import TTA_LABEL
+from .bad_numbers import STOP, BadNumbersOptions
 from .ema import EMA_LABEL
 from .keep_best import unknown_metric
 from .layer_decay import SwinLayerDecay
@@ -67,6 +69,7 @@ class Switches:
     best: BestOptions
     early_stopping: StoppingOptions
     clip_grad_norm: float | None
+    bad_numbers: BadNumbersOptions
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -86,6 +89,8 @@ class Switches:
             )
         if self.clip_grad_norm is not None:
             lines.append(f"gradients are clipped to a norm of {self.clip_grad_norm:g}")
+        if self.bad_numbers.action != STOP:
+            lines.append(f"losses and gradients that are not finite: {self.bad_numbers.action}")
         if self.best.metric is not None:
             lines.append(f"model_best.pth keeps the weights of the best {self.best.metric} ({self.best.mode})")
         if self.early_stopping.metric is not None:
@@ -110,6 +115,7 @@ def read_switches(cfg: Any) -> Switches:
         best=read_options(train, "best", BestOptions),
         early_stopping=read_options(train, "early_stopping", StoppingOptions),
         clip_grad_norm=train.get("clip_grad_norm"),
+        bad_numbers=read_options(train, "bad_numbers", BadNumbersOptions),
     )
     _check_accumulation(cfg, switches.accumulate)
     if switches.clip_grad_norm is not None and not (

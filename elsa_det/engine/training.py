@@ -24,6 +24,8 @@ from ..d2 import (
     print_csv_format,
     setup_logger,
 )
+from ..data.loader_errors import with_named_errors
+from ..data.workers import worker_deaths_explained
 from ..evaluation import (
     WHOLE,
     evaluate_modes,
@@ -34,9 +36,9 @@ from ..evaluation import (
     with_tta,
 )
 from .accumulation import make_trainer, micro_batch_loader
+from .bad_numbers import NumberGuard
 from .class_counts import check_class_count, settle_class_count
 from .data_checks import check_own_data
-from .data_errors import with_named_errors
 from .datasets import check_datasets
 from .determinism import check_deterministic, make_deterministic
 from .dry_run import dry_run
@@ -111,7 +113,7 @@ def evaluate(cfg: Any, model: nn.Module, *, label: str = "") -> Any:
     """
     if "evaluator" not in cfg.dataloader:
         return None
-    loader = instantiate(with_named_errors(cfg.dataloader.test))
+    loader = instantiate(with_named_errors(cfg.dataloader.test, "test"))
     check_class_count(cfg, "test")
     with _files_apart(cfg, label):
         results = {}
@@ -158,7 +160,7 @@ def evaluate_only(cfg: Any) -> Any:
             "leaves parts of it untrained"
         )
     model.to(cfg.train.device)
-    with show_progress(cfg.train):
+    with show_progress(cfg.train), worker_deaths_explained():
         return evaluate(cfg, data_parallel(model))
 
 
@@ -180,18 +182,22 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
 
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(with_named_errors(micro_batch_loader(cfg.dataloader.train, switches.accumulate)))
+    loader = instantiate(with_named_errors(micro_batch_loader(cfg.dataloader.train, switches.accumulate), "train"))
     check_class_count(cfg, "train")
     for line in switches.describe():
         logger.info("Switched on: %s", line)
 
     output_dir, eval_period = cfg.train.output_dir, cfg.train.eval_period
     parallel = data_parallel(model, **cfg.train.ddp)
-    trainer = make_trainer(parallel, loader, optimizer, amp=cfg.train.amp.enabled, accumulate=switches.accumulate)
+    guard = NumberGuard(switches.bad_numbers, output_dir)
+    trainer = make_trainer(
+        parallel, loader, optimizer, amp=cfg.train.amp.enabled, accumulate=switches.accumulate, guard=guard
+    )
     ema = None
     if switches.ema.enabled:  # made once all processes have the same weights
         ema = ModelEMA(model, switches.ema.decay, warmup=switches.ema.warmup, output_dir=output_dir)
     averaged = {} if ema is None else {EMA_KEY: ema.checkpointable}
+    guard.also.update(averaged)
     checkpointer = SafeCheckpointer(parallel, output_dir, trainer=trainer, **averaged)
     evaluation = _Evaluation(cfg, parallel, ema, switches)
 
@@ -234,7 +240,7 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
             stopping.describe(),
         )
         return evaluation()
-    with contextlib.suppress(TrainingStopped), show_progress(cfg.train, trainer):
+    with contextlib.suppress(TrainingStopped), show_progress(cfg.train, trainer), worker_deaths_explained():
         trainer.train(start_iter, cfg.train.max_iter)
     return evaluation.results
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..d2 import instantiate
 from ..d2 import transforms as T
+from ..data.loader_errors import with_named_errors
 from ..errors import UserError
 from .detection_tta import DetectionTTA
 from .inference import run_inference
@@ -71,5 +72,7 @@ def evaluate_with_tta(cfg: Any, model: nn.Module) -> dict[str, Any]:
     for evaluator in evaluators if OmegaConf.is_list(evaluators) else [evaluators]:
         if evaluator.get("output_dir") is not None:
             evaluator.output_dir = os.path.join(evaluator.output_dir, f"inference{TTA_LABEL}")
-    results = run_inference(augmented, instantiate(dataloader.test), instantiate(dataloader.evaluator))
+    results = run_inference(
+        augmented, instantiate(with_named_errors(dataloader.test, "test")), instantiate(dataloader.evaluator)
+    )
     return {f"{task}{TTA_LABEL}": scores for task, scores in results.items()}

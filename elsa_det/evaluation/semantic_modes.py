@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ..d2 import instantiate
+from ..data.loader_errors import with_named_errors
 from ..errors import UserError
 from ..modeling.semantic import Segmentor
 from .inference import run_inference
@@ -113,7 +114,7 @@ def evaluate_modes(
         if dataloader.evaluator.get("output_dir") is not None:
             dataloader.evaluator.output_dir = os.path.join(dataloader.evaluator.output_dir, f"inference_{mode}")
         evaluator = instantiate(dataloader.evaluator)
-        found = run_inference(inference, instantiate(dataloader.test), evaluator)
+        found = run_inference(inference, instantiate(with_named_errors(dataloader.test, "test")), evaluator)
         if evaluated is not None:
             evaluated(evaluator)
         results |= {f"{task}_{mode}": scores for task, scores in found.items()}

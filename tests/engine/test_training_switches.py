@@ -177,3 +177,23 @@ def test_contradictions_are_said_before_the_work(data, tmp_path):
     assert not (tmp_path / "never").exists()
     with pytest.raises(UserError, match=r"no metric 'bbox/AP-disk'; did you mean bbox/AP-disc"):
         run(tmp_path, *data, "train.best.metric=bbox/AP-disk", "train.max_iter=2", "train.eval_period=1")
+
+
+def test_bad_numbers_are_written_down_with_their_images(data, tmp_path):
+    """A learning rate that ruins the weights in the first step: those after it are left out, and then it ends."""
+    options = ["optimizer.lr=1e30", "train.clip_grad_norm=null", "train.max_iter=9", "train.eval_period=0"]
+    options += ["train.bad_numbers.action=skip", "train.bad_numbers.max_in_a_row=2", "train.ema.enabled=True"]
+    options += ["lr_multiplier.warmup_factor=1.0", "train.figures.enabled=False"]
+    with pytest.raises(UserError, match=r"2 times in a row .* Look at the batch, lower optimizer.lr"):
+        run(tmp_path, *data, *options)
+    lines = [json.loads(line) for line in (tmp_path / "bad_numbers.jsonl").read_text().splitlines()]
+    assert [(line["iteration"], line["action"], line["in_a_row"]) for line in lines] == [(1, "skip", 1), (2, "stop", 2)]
+    for line in lines:
+        ((first, *others),) = line["passes"]
+        assert len(others) == 3
+        assert first["file_name"].endswith(f"/train/{first['image_id'] - 1:06d}.png")
+        assert first["image"]["shape"] == [3, 64, 64]
+        assert line["lr"][0] > 8e29
+    log = (tmp_path / "log.txt").read_text()
+    assert "Switched on: losses and gradients that are not finite: skip" in log
+    assert "WARNING: Bad numbers at iteration 1: " in log
