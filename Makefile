@@ -57,7 +57,7 @@ web-test: $(READY)
 soak: $(READY)
 	$(BIN)/python tests/soak/fuzz.py --inputs 100000
 	$(BIN)/python tests/soak/two_hosts.py
-	$(BIN)/python tests/soak/long_run.py
+	$(BIN)/python tests/soak/long_run.py --output build/long_run
 
 clean:
 	rm -rf build dist output *.egg-info .pytest_cache .mypy_cache .ruff_cache
