@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from torch.multiprocessing import ProcessExitedException
+
 from ..config import config_root
 from ..d2 import default_argument_parser, launch
+from ..engine.stop_signals import REQUEUE, passed_to_children
 from ..engine.training import main as train_or_evaluate
 from ..errors import UserError
 from .entry import command
@@ -23,17 +26,24 @@ def argument_parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 if all was done, 1 for what the user has to mend, 130 after Ctrl-C."""
+    """Returns the exit code: 0 if all was done, 1 for what the user has to mend, 75 where SIGTERM or SIGUSR1 asked for an
+    end and the training is to be gone on with by ``--resume``, 130 after Ctrl-C."""
     args = argument_parser().parse_args(argv)
     check_arguments(args)
-    launch(
-        train_or_evaluate,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    try:
+        with passed_to_children():
+            launch(
+                train_or_evaluate,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+    except ProcessExitedException as error:
+        if error.exit_code != REQUEUE:
+            raise
+        return REQUEUE
     return 0
 
 

@@ -1,0 +1,54 @@
+"""A tiny training on the CPU, for tests of what interrupts it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from elsa_det.config import config_root
+from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
+
+
+def write_data(folder: Path) -> list[str]:
+    """Write seven training and two test pictures; gives the overrides of a training on them.
+
+    Every second picture is said to be wide, so that batches of either kind are half full most of the time.
+    """
+    write_shapes(folder, SetSpec(train=7, val=2, scene=SceneSpec(image_size=64, max_object=40)))
+    overrides = []
+    for split, key in (("train", "train"), ("val", "test")):
+        overrides += [
+            f"dataset.{key}.json_file={folder}/annotations/instances_{split}.json",
+            f"dataset.{key}.image_root={folder}/{split}",
+        ]
+    return [
+        *overrides,
+        "model.backbone.bottom_up.embed_dim=16",
+        "model.proposal_generator.pre_nms_topk=[40,40]",
+        "model.proposal_generator.post_nms_topk=[20,20]",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+        "train.device=cpu",
+        "train.seed=3",
+        "train.log_period=1",
+        "train.eval_period=0",
+        "train.check_memory=off",
+        "train.check_data=off",
+        "train.figures.enabled=False",
+    ]
+
+
+CONFIG = str(config_root() / "quickstart" / "elsa_nano_mrcnn.py")
+
+
+def losses(folder: Path) -> dict[int, dict[str, Any]]:
+    """Losses and gradient norms by iteration, as the run wrote them; what was written again counts."""
+    found = {}
+    for line in (folder / "metrics.json").read_text().splitlines():
+        scalars = json.loads(line)
+        if "total_loss" in scalars:
+            kept = {k: v for k, v in scalars.items() if "loss" in k or k in ("grad_norm", "lr")}
+            found[scalars["iteration"]] = kept
+    return found
