@@ -57,7 +57,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
         _confirm_folder(path.parent)
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
-        said = error if isinstance(error, OSError) else recording and recording.error
+        said = error if isinstance(error, OSError) else recording.error if recording is not None else None
         if said is None:
             raise  # no fault of the disk
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from torch.multiprocessing import ProcessExitedException
 
@@ -26,12 +27,16 @@ def argument_parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 if all was done, 1 for what the user has to mend, 75 where SIGTERM or SIGUSR1 asked for an
-    end and the training is to be gone on with by ``--resume``, 130 after Ctrl-C."""
+    """Train or evaluate.
+
+    Returns:
+        The exit code: 0 if all was done, 1 for what the user has to mend, 75 where SIGTERM or SIGUSR1 ended a training
+        that ``--resume`` goes on with, 130 after Ctrl-C.
+    """
     args = argument_parser().parse_args(argv)
     check_arguments(args)
     try:
-        with passed_to_children():
+        with passed_to_children() if args.num_gpus > 1 else contextlib.nullcontext():
             launch(
                 train_or_evaluate,
                 args.num_gpus,

@@ -174,7 +174,7 @@ def make_train_loader(loader: DictConfig, *, seed: int | None) -> tuple[Any, str
     module = target if isinstance(target, str) else getattr(target, "__module__", "")
     if name not in (_DETECTION, _COPY_PASTE) or not module.startswith(("detectron2.", "elsa_det.")):
         return instantiate(loader), f"dataloader.train calls {target}, whose order is its own"
-    given = {key: loader[key] for key in loader if key not in ("_target_", "dataset", "mapper", "sampler")}
+    given = {str(key): loader[key] for key in loader if key not in ("_target_", "dataset", "mapper", "sampler")}
     given = {key: instantiate(value) for key, value in given.items()}
     dataset = instantiate(loader.dataset)
     mapper, sampler = instantiate(loader.get("mapper")), instantiate(loader.get("sampler"))

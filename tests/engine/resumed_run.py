@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from elsa_det.config import config_root
 from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
 
@@ -13,9 +15,18 @@ from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
 def write_data(folder: Path) -> list[str]:
     """Write seven training and two test pictures; gives the overrides of a training on them.
 
-    Every second picture is said to be wide, so that batches of either kind are half full most of the time.
+    Every second picture is wide, so that most of the time a batch of either kind is half full.
     """
     write_shapes(folder, SetSpec(train=7, val=2, scene=SceneSpec(image_size=64, max_object=40)))
+    annotations = folder / "annotations" / "instances_train.json"
+    content = json.loads(annotations.read_text())
+    for entry in content["images"][::2]:
+        path = folder / "train" / entry["file_name"]
+        wide = Image.new("RGB", (80, 64))
+        wide.paste(Image.open(path))
+        wide.save(path)
+        entry["width"] = 80
+    annotations.write_text(json.dumps(content))
     overrides = []
     for split, key in (("train", "train"), ("val", "test")):
         overrides += [

@@ -1,0 +1,115 @@
+"""A run that was interrupted and resumed is the run that was not, bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from resumed_run import CONFIG, losses, write_data
+
+from elsa_det.d2 import default_argument_parser
+from elsa_det.engine.gradients import ClipGradients
+from elsa_det.engine.stop_signals import REQUEUE
+from elsa_det.engine.training import main
+
+ITERATIONS = 7
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return [
+        *write_data(tmp_path_factory.mktemp("shapes")),
+        f"train.max_iter={ITERATIONS}",
+        "train.checkpointer.period=3",
+    ]
+
+
+def run(folder, *options):
+    args = default_argument_parser().parse_args(["--config-file", CONFIG, *options, f"train.output_dir={folder}"])
+    return main(args)
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def act_at(monkeypatch, iteration, act):
+    """Within the pass of that iteration, do something."""
+    original = ClipGradients.after_backward
+
+    def after_backward(self):
+        if self.trainer.iter == iteration:
+            act()
+        original(self)
+
+    monkeypatch.setattr(ClipGradients, "after_backward", after_backward)
+
+
+def interrupt():
+    raise Interrupted
+
+
+def weights(folder):
+    return torch.load(folder / "model_final.pth", weights_only=True)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+SWITCHES = {
+    "plain": [],
+    "everything": [
+        *("train.ema.enabled=True", "train.accumulate=2", "dataloader.train.total_batch_size=4", "train.eval_period=3"),
+        *("train.best.metric=bbox_EMA/AP", "train.early_stopping.metric=segm/AP"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("workers", "resumed_with", "switches"), [(0, 0, "everything"), (2, 2, "plain"), (2, 0, "plain")]
+)
+def test_losses_and_state_are_those_of_an_uninterrupted_run(
+    data, tmp_path, monkeypatch, workers, resumed_with, switches
+):
+    options = [*data, *SWITCHES[switches]]
+    run(tmp_path / "whole", *options, f"dataloader.train.num_workers={workers}")
+    interrupted = tmp_path / "interrupted"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        act_at(patch, 4, interrupt)
+        run(interrupted, *options, f"dataloader.train.num_workers={workers}")
+    assert sorted(losses(interrupted)) == [0, 1, 2, 3]
+    options = [*options, "train.seed=-1"]  # all that is random comes from the checkpoint
+    run(interrupted, "--resume", *options, f"dataloader.train.num_workers={resumed_with}")
+    assert "Resumed exactly" in (interrupted / "log.txt").read_text()
+    whole = losses(tmp_path / "whole")
+    assert sorted(whole) == list(range(ITERATIONS))
+    assert len({line["total_loss"] for line in whole.values()}) == ITERATIONS
+    assert losses(interrupted) == whole
+    a, b = weights(tmp_path / "whole"), weights(interrupted)
+    assert same(a, b)
+
+
+def test_a_signal_saves_and_asks_to_be_started_again(data, tmp_path, monkeypatch):
+    run(tmp_path / "whole", *data)
+    for number, iteration in ((signal.SIGTERM, 1), (signal.SIGUSR1, 4)):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+            act_at(patch, iteration, lambda number=number: os.kill(os.getpid(), number))
+            run(tmp_path / "run", *(["--resume"] if iteration > 1 else []), *data)
+        assert ended.value.code == REQUEUE == 75
+        assert (tmp_path / "run" / "last_checkpoint").read_text() == f"model_{iteration:07d}.pth"
+        assert signal.getsignal(number) == signal.SIG_DFL
+    run(tmp_path / "run", "--resume", *data)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "SIGTERM: saved after iteration 1, to be gone on with by --resume" in log
+    assert "SIGUSR1: saved after iteration 4" in log
