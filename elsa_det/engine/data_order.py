@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
@@ -82,7 +84,8 @@ class BatchOrder(Sampler):
         self.done = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        _outlive_signals_to_the_group()
+        if get_worker_info() is not None:
+            _outlive_signals_to_the_group()
         indices = ((self.rank + own * self.processes, int(index)) for own, index in enumerate(self.sampler))
         if self.wide is None:
             return islice(indices, self.done * self.batch_size, None)
@@ -237,17 +240,22 @@ def _build(
     return ResumableLoader(loader, order, samples)
 
 
+@functools.cache
 def _outlive_signals_to_the_group() -> None:
-    """In a data-loading worker, let the first of the signals pass that batch systems send to all processes of a job.
+    """In a data-loading worker, let the signals pass that batch systems send to all processes of a job.
 
-    The training process ends its iteration then, for which it needs the workers; it ends them itself.
+    The training process needs its workers until the iteration ends, and ends them itself: by SIGTERM too, so that it
+    counts who sent it, which a handler cannot see.
     """
-    if get_worker_info() is None:
+    if not hasattr(signal, "sigwaitinfo"):
         return
+    parent, numbers = os.getppid(), (signal.SIGTERM, signal.SIGUSR1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
-    def pass_once(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
+    def obey_the_parent() -> None:
+        while True:
+            sent = signal.sigwaitinfo(numbers)
+            if sent.si_signo == signal.SIGTERM and sent.si_pid == parent:
+                os._exit(0)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(number, pass_once)
+    threading.Thread(target=obey_the_parent, daemon=True).start()
