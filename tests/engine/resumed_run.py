@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from elsa_det.config import config_root
@@ -56,10 +57,21 @@ CONFIG = str(config_root() / "quickstart" / "elsa_nano_mrcnn.py")
 
 def losses(folder: Path) -> dict[int, dict[str, Any]]:
     """Losses and gradient norms by iteration, as the run wrote them; what was written again counts."""
-    found = {}
+    found: dict[int, dict[str, Any]] = {}
     for line in (folder / "metrics.json").read_text().splitlines():
         scalars = json.loads(line)
         if "total_loss" in scalars:
             kept = {k: v for k, v in scalars.items() if "loss" in k or k in ("grad_norm", "lr")}
-            found[scalars["iteration"]] = kept
+            found.setdefault(scalars["iteration"], {}).update(kept)
     return found
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two checkpoints, or parts of them, are equal bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b

@@ -1,0 +1,150 @@
+"""How many checkpoints are kept, and how a training ends when a signal asks for it, alone and with several processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing import ProcessExitedException
+
+from elsa_det import d2
+from elsa_det.checkpoint import SafeCheckpointer
+from elsa_det.commands import train as command
+from elsa_det.engine.checkpoints import Checkpoints, prepare_folder
+from elsa_det.engine.exact_resume import ExactResume
+from elsa_det.engine.stop_signals import REQUEUE, Requeue, StopSignals, passed_to_children
+from elsa_det.errors import UserError
+
+
+class Regression(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 1)
+
+    def forward(self, batch):
+        return {"loss": (self.net(batch) + torch.rand(1)).square().mean()}
+
+
+def go(folder, steps, *, keep=None, resume=False, period=2, act=None):
+    model = Regression()
+    trainer = d2.SimpleTrainer(model, [torch.ones(2, 3)] * 100, torch.optim.SGD(model.parameters(), lr=0.1))
+    exact, signals = ExactResume(model, None), StopSignals()
+    checkpointer = SafeCheckpointer(model, str(folder), trainer=trainer)
+    kept = Checkpoints(checkpointer, period, keep, signals=signals, before_save=exact.gather)
+    trainer.register_hooks([d2.hooks.CallbackHook(before_step=act), exact, kept])
+    if resume:
+        checkpointer.resume_or_load("", resume=True)
+    with signals.caught():
+        trainer.train(trainer.iter + 1 if resume else 0, steps)
+
+
+def files(folder):
+    return sorted(path.name for path in folder.glob("*.pth"))
+
+
+def test_the_last_are_kept_and_the_best(tmp_path):
+    for name in ("model_0000001.pth", "model_best.pth"):
+        (tmp_path / name).write_text("of an earlier run, of no concern")
+    go(tmp_path, 7, keep=2, period=3)
+    assert files(tmp_path) == [
+        *("model_0000001.pth", "model_0000002.pth", "model_0000005.pth"),
+        *("model_best.pth", "model_final.pth"),
+    ]
+    # those of the run that is resumed count
+    go(tmp_path, 13, keep=2, resume=True, period=3)
+    assert files(tmp_path) == ["model_0000008.pth", "model_0000011.pth", "model_best.pth", "model_final.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_what_is_half_written_is_cleared_away(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("elsa_det"), "propagate", True)
+    (tmp_path / "model_0000005.pth.part").write_text("half")
+    (tmp_path / "metrics.json").write_text('{"iteration": 1}\n{"itera')
+    prepare_folder(tmp_path)
+    assert (tmp_path / "metrics.json").read_text() == '{"iteration": 1}\n'
+    assert files(tmp_path) == [] == list(tmp_path.glob("*.part"))
+    assert "1 checkpoint(s) whose writing was interrupted are removed: model_0000005.pth.part" in caplog.text
+    caplog.clear()
+    prepare_folder(tmp_path)
+    assert caplog.text == ""
+
+
+def test_a_disk_that_is_full_in_a_training(tmp_path, monkeypatch):
+    def save(self, name, **_):
+        raise UserError(f"{name} could not be written")
+
+    monkeypatch.setattr(SafeCheckpointer, "save", save)
+    with pytest.raises(UserError, match="model_0000001 could not be written"):
+        go(tmp_path, 3)
+
+
+def test_a_signal_in_the_last_iteration_changes_nothing(tmp_path):
+    def act(trainer):
+        if trainer.iter == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    go(tmp_path, 3, act=act)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def worker(folder: str) -> None:
+    """The main process sends its parent a signal once; that of the other alone shall end both."""
+    logging.disable(logging.WARNING)
+    rank = d2.comm.get_rank()
+    torch.manual_seed(rank)
+    record = []
+
+    def act(trainer):
+        record.append(torch.get_rng_state().sum().item())
+        if trainer.iter == 3 and rank == 1:
+            os.kill(os.getppid() if "parent" in folder else os.getpid(), signal.SIGUSR1)
+        if trainer.iter >= 3:
+            d2.comm.synchronize()
+
+    resume = Path(folder, "last_checkpoint").exists()
+    try:
+        go(folder, 50 if not resume else 51, resume=resume, act=act)
+        raise AssertionError("no signal came")
+    except Requeue:
+        Path(folder, f"{rank}.json").write_text(json.dumps(record))
+        raise SystemExit(REQUEUE) from None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+@pytest.mark.parametrize("to", ["rank 1", "parent"])
+def test_two_processes_end_with_the_same_iteration(tmp_path, monkeypatch, to):
+    folder = tmp_path / to
+    folder.mkdir()
+    monkeypatch.setattr(command, "train_or_evaluate", worker)
+    monkeypatch.setattr(command, "launch", lambda *_, **__: d2.launch(worker, 2, dist_url="auto", args=(str(folder),)))
+    assert command.main(["--config-file", "unused", "--num-gpus", "2"]) == REQUEUE
+    main, other = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
+    assert len(main) == len(other) >= 4
+    (name,) = {f"model_{len(main) - 1:07d}.pth"} & set(files(folder))
+    held = torch.load(folder / name, weights_only=True)["trainer"]
+    assert held["iteration"] == len(main) - 1
+    states = [state["torch"] for state in held["hooks"]["ExactResume"]["random"]]
+    assert len(states) == 2
+    assert not torch.equal(*states)  # each process has its own
+
+
+def test_signals_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with passed_to_children(), StopSignals().caught():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_other_ends_of_processes_are_faults(monkeypatch):
+    def launch(*_, **__):
+        raise ProcessExitedException("killed", error_index=0, error_pid=1, exit_code=-9)
+
+    monkeypatch.setattr(command, "launch", launch)
+    with pytest.raises(ProcessExitedException):
+        command.main(["--config-file", "unused", "--num-gpus", "2"])
