@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ class FullDisk:
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, room):
     save(tmp_path, 1, "model_0000000")
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "open", lambda *args: FullDisk(open(*args), room), raising=False)
+        patch.setattr(atomic, "open", lambda path, mode: FullDisk(Path(path).open(mode), room), raising=False)
         with pytest.raises(
             UserError, match=r"model_0000001\.pth could not be written: No space left on device.*--resume"
         ):
@@ -98,17 +98,22 @@ def test_what_pytorch_makes_of_a_full_disk(tmp_path):
 def test_a_kill_while_writing(tmp_path):
     """A true SIGKILL, once the half of the file is on its way."""
     save(tmp_path, 1, "model_0000000")
-    program = (
-        "import sys, time; from elsa_det.checkpoint import write_atomically\n"
-        "def write(file): file.write(b'x' * 100000); file.flush(); time.sleep(60)\n"
-        "write_atomically(sys.argv[1], write)"
-    )
+
+    def write(file):
+        file.write(b"x" * 100000)
+        file.flush()
+        time.sleep(60)
+
     part = tmp_path / "model_0000001.pth.part"
-    with subprocess.Popen([sys.executable, "-c", program, tmp_path / "model_0000001.pth"]) as process:
-        while not (part.exists() and part.stat().st_size):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
+    process = multiprocessing.get_context("fork").Process(
+        target=write_atomically, args=(tmp_path / "model_0000001.pth", write)
+    )
+    process.start()
+    while not (part.exists() and part.stat().st_size):
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     assert names(tmp_path) == ["last_checkpoint", "model_0000000.pth", "model_0000001.pth.part"]
     assert resume(tmp_path) == (1, "model_0000000.pth")
     (tmp_path / "notes.part").write_text("not ours")
