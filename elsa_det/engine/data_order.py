@@ -186,7 +186,7 @@ def make_train_loader(loader: DictConfig, *, seed: int | None) -> tuple[Any, str
         build = build_copy_paste_train_loader if name == _COPY_PASTE else build_detection_train_loader
         return build(dataset, mapper=mapper, sampler=sampler, **given), reason
     seed = comm.shared_random_seed() if seed is None or seed < 0 else int(seed)
-    return _build(dataset, mapper, sampler, seed, copy_paste=name == _COPY_PASTE, **given), None
+    return _build(dataset, mapper, sampler, seed, pasting=name == _COPY_PASTE, **given), None
 
 
 def _why_not(dataset: Any, grouped: bool) -> str | None:
@@ -212,14 +212,14 @@ def _build(
     sampler: Any,
     seed: int,
     *,
-    copy_paste: Any,
+    pasting: bool,
     total_batch_size: int | None = None,
     single_gpu_batch_size: int | None = None,
     aspect_ratio_grouping: bool = True,
     **kwargs: Any,
 ) -> ResumableLoader:
     wide = np.array([d["width"] > d["height"] for d in dataset], dtype=bool) if aspect_ratio_grouping else None
-    if copy_paste:
+    if pasting:
         mapper = CopyPasteMapper(mapper, CopyPasteOptions.read(kwargs.pop("copy_paste", None)))
         dataset = ImagePairs(dataset)
     elif isinstance(dataset, list):

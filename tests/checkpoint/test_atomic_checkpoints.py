@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -69,7 +68,7 @@ class FullDisk:
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, room):
     save(tmp_path, 1, "model_0000000")
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "open", lambda path, mode: FullDisk(Path(path).open(mode), room), raising=False)
+        patch.setattr(atomic, "open", lambda *path: FullDisk(open(*path), room), raising=False)  # noqa: SIM115
         with pytest.raises(
             UserError, match=r"model_0000001\.pth could not be written: No space left on device.*--resume"
         ):

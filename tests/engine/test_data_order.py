@@ -104,7 +104,7 @@ def test_what_the_mapper_does_not_take_is_replaced_the_same_way():
 
 
 def test_other_samplers():
-    cfg = config(sampler=L(RepeatFactorTrainingSampler)(repeat_factors=L(torch.full)(size=(9,), fill_value=1.5)))
+    cfg = config(sampler=L(RepeatFactorTrainingSampler)(repeat_factors=L(factors)()))
     batches = take(make(cfg), 12)
     first = make(cfg)
     take(first, 5)
@@ -144,6 +144,10 @@ class TestLoadersThatCannotGoOn:
 
 def some_without_size():
     return [{"image_id": 0, "width": 3, "height": 3}, {"image_id": 1}]
+
+
+def factors():
+    return torch.full((9,), 1.5)
 
 
 def own_loader():
