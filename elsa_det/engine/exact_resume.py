@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -40,7 +40,8 @@ class ExactResume(HookBase):
 
     def gather(self) -> None:
         """Collect the random numbers' state of all processes, which all call this together."""
-        self._gathered = self.trainer.iter, comm.gather(random_state())
+        own = random_state() if self._to_set is None else self._to_set
+        self._gathered = self.trainer.iter, comm.gather(own)
 
     def state_dict(self) -> dict[str, Any]:
         if comm.get_world_size() == 1:
@@ -113,3 +114,44 @@ class ExactResume(HookBase):
             for name, history in storage.histories().items()
             if hints[name] and name not in _TIMES
         }
+
+
+class MissedEvaluation(HookBase):
+    """Evaluates first where a run was interrupted between a checkpoint and the evaluation that was due with it.
+
+    Without it the best value and the patience of early stopping would lack that evaluation. Register it on all
+    processes, behind the hooks that evaluate and follow the metrics, before that which writes the checkpoint again.
+
+    Args:
+        eval_period: iterations between evaluations.
+        exact: of the same run.
+        evaluating: the hooks that act at an evaluation, in their order, without this one.
+    """
+
+    def __init__(self, eval_period: int, exact: ExactResume, evaluating: Sequence[HookBase | None]) -> None:
+        self._period, self._exact = eval_period, exact
+        self._evaluating = [hook for hook in evaluating if hook is not None]
+        self._last = -1
+        self._resumed = False
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self._period == 0:
+            self._last = self.trainer.iter
+
+    def before_train(self) -> None:
+        resumed, last = comm.all_gather((self._resumed, self._last))[0]
+        start = self.trainer.start_iter
+        if not resumed or start % self._period or start >= self.trainer.max_iter or last == start - 1:
+            return
+        logger.info("The evaluation after iteration %d was missed and is made up for", start - 1)
+        self.trainer.iter = self.trainer.storage.iter = self._last = start - 1
+        self._exact.gather()
+        for hook in self._evaluating:
+            hook.after_step()
+        self.trainer.iter = self.trainer.storage.iter = start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self._last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._resumed, self._last = True, state["last"]

@@ -44,7 +44,7 @@ from .datasets import check_datasets
 from .determinism import check_deterministic, make_deterministic
 from .dry_run import dry_run
 from .ema import EMA_KEY, EMA_LABEL, ModelEMA, WeightsWriter
-from .exact_resume import ExactResume
+from .exact_resume import ExactResume, MissedEvaluation
 from .gradients import ClipGradients
 from .keep_best import CheckpointAfterEvaluation, EarlyStopping, KeepBest, TrainingStopped, require_metrics
 from .memory_check import check_memory
@@ -227,6 +227,12 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
     if stop.metric is not None:
         stopping = EarlyStopping(eval_period, stop.metric, stop.mode, stop.patience, stop.min_delta, write_final)
     main = comm.is_main_process()
+    evaluating = [
+        hooks.EvalHook(eval_period, evaluation),
+        _keep_best(cfg, best.metric, best.mode, model, ema) if best.metric is not None and main else None,
+        stopping,
+    ]
+    again = CheckpointAfterEvaluation(checkpointer, eval_period) if main and switches.metrics else None
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -235,10 +241,11 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
             ema,
             exact,
             checkpoints,
-            hooks.EvalHook(eval_period, evaluation),
-            *([] if best.metric is None or not main else [_keep_best(cfg, best.metric, best.mode, model, ema)]),
-            stopping,
-            CheckpointAfterEvaluation(checkpointer, eval_period) if main and switches.metrics else None,
+            *evaluating,
+            None
+            if exact is None or not switches.metrics
+            else MissedEvaluation(eval_period, exact, [*evaluating, again]),
+            again,
             hooks.PeriodicWriter(run_writers(cfg, resume=resume), cfg.train.log_period) if main else None,
             run_pictures(cfg, model, ema, switches),
         ]

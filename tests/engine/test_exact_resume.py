@@ -10,6 +10,7 @@ import torch
 from resumed_run import CONFIG, losses, same, write_data
 
 from elsa_det.d2 import default_argument_parser
+from elsa_det.engine import training
 from elsa_det.engine.gradients import ClipGradients
 from elsa_det.engine.stop_signals import REQUEUE
 from elsa_det.engine.training import main
@@ -107,3 +108,25 @@ def test_a_signal_saves_and_asks_to_be_started_again(data, whole, tmp_path, monk
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "SIGTERM: saved after iteration 1, to be gone on with by --resume" in log
     assert "SIGUSR1: saved after iteration 4" in log
+
+
+def test_an_evaluation_that_was_missed_is_made_up_for(data, tmp_path, monkeypatch):
+    """Killed while it evaluates, right behind the checkpoint; early stopping counts as without the kill."""
+    options = [*data, *SWITCHES["everything"], "train.checkpointer.period=2", "train.accumulate=1"]
+    run(tmp_path / "whole", *options)
+    killed = tmp_path / "killed"
+    evaluate = training.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", lambda *args, **kwargs: interrupt())
+        with pytest.raises(Interrupted):
+            run(killed, *options)
+    assert training.evaluate is evaluate
+    assert (killed / "last_checkpoint").read_text() == "model_0000001.pth"
+    run(killed, "--resume", *options)
+    assert "The evaluation after iteration 1 was missed and is made up for" in (killed / "log.txt").read_text()
+    assert sorted(losses(killed)) == [0, 1, 2, 3, 4, 5]
+    assert losses(killed) == losses(tmp_path / "whole")
+    for name in ("model_0000001", "model_final"):
+        states = [torch.load(folder / f"{name}.pth", weights_only=True) for folder in (tmp_path / "whole", killed)]
+        assert states[0]["trainer"]["hooks"]["EarlyStopping"]["best"] is not None
+        assert same(*states)
