@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from PIL import Image
 
 from elsa_det.config import config_root
+from elsa_det.d2 import default_argument_parser
 from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
+from elsa_det.engine.gradients import ClipGradients
+from elsa_det.engine.training import main
 
 
 def write_data(folder: Path) -> list[str]:
@@ -75,3 +79,29 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def run(folder: Path, *options: str) -> Any:
+    """Train into a folder, in this process."""
+    args = default_argument_parser().parse_args(["--config-file", CONFIG, *options, f"train.output_dir={folder}"])
+    return main(args)
+
+
+class Interrupted(BaseException):
+    """Ends a training at once, as nothing that it expects."""
+
+
+def act_at(monkeypatch: Any, iteration: int, act: Callable[[], Any]) -> None:
+    """Within the pass of that iteration, do something."""
+    original = ClipGradients.after_backward
+
+    def after_backward(self: ClipGradients) -> None:
+        if self.trainer.iter == iteration:
+            act()
+        original(self)
+
+    monkeypatch.setattr(ClipGradients, "after_backward", after_backward)
+
+
+def interrupt() -> None:
+    raise Interrupted

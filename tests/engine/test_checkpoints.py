@@ -132,6 +132,20 @@ def test_two_processes_end_with_the_same_iteration(tmp_path, monkeypatch):
     assert not torch.equal(*states)  # each process has its own
 
 
+def test_averages_that_are_plain_numbers(tmp_path):
+    """Those of RetinaNet, which its state_dict does not have."""
+    seen = []
+
+    def act(trainer):
+        net = trainer.model.net
+        net.loss_normalizer = 0.5 * getattr(net, "loss_normalizer", 100.0)
+        seen.append(net.loss_normalizer)
+
+    go(tmp_path, 4, act=act)
+    go(tmp_path, 6, act=act, resume=True)
+    assert seen == [50.0, 25.0, 12.5, 6.25, 3.125, 1.5625]
+
+
 def test_signals_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with passed_to_children(), StopSignals().caught():
