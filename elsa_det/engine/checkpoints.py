@@ -50,6 +50,11 @@ class Checkpoints(HookBase):
         local = start > 0 and "://" not in self._checkpointer.save_dir
         found = numbered_checkpoints(self._checkpointer.save_dir) if local else []
         self._kept = [str(path) for iteration, path in found if iteration < start]
+        tagged = comm.all_gather(os.path.basename(self._checkpointer.get_checkpoint_file()) if start else "")[0]
+        if start and start == self.trainer.max_iter and tagged != "model_final.pth":
+            self.trainer.iter = start - 1  # interrupted between the last two checkpoints
+            self.save("model_final")
+            self.trainer.iter = start
 
     def after_step(self) -> None:
         iteration = self.trainer.iter

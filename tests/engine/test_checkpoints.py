@@ -62,6 +62,19 @@ def test_the_last_are_kept_and_the_best(tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
+def test_a_final_checkpoint_that_a_kill_prevented(tmp_path):
+    go(tmp_path, 4)
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    go(tmp_path, 4, resume=True)
+    again = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert again["iteration"] == again["trainer"]["iteration"] == 3
+    assert torch.equal(again["model"]["net.weight"], final["model"]["net.weight"])
+    random = [held["trainer"]["hooks"]["ExactResume"]["random"][0]["torch"] for held in (final, again)]
+    assert torch.equal(*random)
+
+
 def test_what_is_half_written_is_cleared_away(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("elsa_det"), "propagate", True)
     (tmp_path / "model_0000005.pth.part").write_text("half")
