@@ -57,6 +57,7 @@ web-test: $(READY)
 soak: $(READY)
 	$(BIN)/python tests/soak/fuzz.py --inputs 100000
 	$(BIN)/python tests/soak/two_hosts.py
+	$(BIN)/python tests/soak/kills.py --kills 20 --output build/kills
 	$(BIN)/python tests/soak/long_run.py --output build/long_run
 
 clean:

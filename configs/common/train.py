@@ -29,6 +29,9 @@ train = dict(
     # or "raw"; results of the average end in _EMA. With warmup the decay rises as 1 - iteration^(-2/3) to its value.
     ema=dict(enabled=False, decay=0.9998, warmup=True, evaluate="both"),
     checkpointer=dict(period=5000, max_to_keep=10),
+    # A resumed run goes on as if it had not been interrupted: random numbers, the order of the data and augmentation,
+    # which has random numbers of its own for each sample. Without it they are Detectron2's.
+    exact_resume=True,
     eval_period=5000,
     # Evaluate this many images, the first ones, for a look while training; None: all, which alone makes a result.
     limit_eval_images=None,

@@ -1,7 +1,8 @@
 """Reading checkpoints: published weights, our own, and an account of what was loaded."""
 
+from .atomic import remove_unfinished, write_atomically
 from .backbone import convert_backbone_state_dict, describe_backbone
-from .checkpointer import SafeCheckpointer
+from .checkpointer import SafeCheckpointer, numbered_checkpoints
 from .conversion import Conversion
 from .convert_file import account, convert_file, convert_published, summary
 from .detector import (
@@ -35,9 +36,12 @@ __all__ = [
     "describe_backbone",
     "describe_detector",
     "load_initial_weights",
+    "numbered_checkpoints",
     "read_checkpoint",
+    "remove_unfinished",
     "summary",
     "take_parts",
     "to_mmdetection_state_dict",
     "unwrap_state_dict",
+    "write_atomically",
 ]

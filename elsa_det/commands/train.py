@@ -24,7 +24,12 @@ def argument_parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 if all was done, 1 for what the user has to mend, 130 after Ctrl-C."""
+    """Train or evaluate.
+
+    Returns:
+        The exit code: 0 if all was done, 1 for what the user has to mend, 75 where SIGTERM or SIGUSR1 ended a training
+        that ``--resume`` goes on with, 130 after Ctrl-C.
+    """
     args = argument_parser().parse_args(argv)
     check_arguments(args)
     args.config_file = str(find_config(args.config_file))

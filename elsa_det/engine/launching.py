@@ -30,6 +30,7 @@ from ..d2 import comm
 from ..errors import UserError
 from .job import Job, read_job
 from .rendezvous import Options, join, listen, own_gpu_only
+from .stop_signals import REQUEUE, passed_to_children
 from .user_errors import describe, show_user_errors_briefly
 from .watch import Watch, tell
 
@@ -57,21 +58,30 @@ def run_job(main: Main, args: argparse.Namespace) -> int:
             ``train.peer_timeout``.
 
     Returns:
-        The exit code: 0, or 1 if the job failed and all was said. A failure of a process that torchrun or SLURM has
-        started ends it right away.
+        The exit code: 0, 75 if ``main`` ended so in all processes because of a signal (:mod:`.stop_signals`), or 1 if
+        the job failed and all was said. A failure of a process that torchrun or SLURM has started ends it right away.
 
     Raises:
         UserError: arguments, environment or config cannot be, or the processes cannot meet.
     """
     job = read_job(args)
     if job.world_size == 1:
-        main(args)
-        return 0
+        return _code_of(main, args)
     options = read_options(args)
     _check_devices(job, options)
     if job.local_rank is None:
         return _launch(job, options, main, args)
-    _work(job, options, main, args)
+    return _work(job, options, main, args)
+
+
+def _code_of(main: Main, args: argparse.Namespace) -> int:
+    """0, or ``REQUEUE`` where a signal ended ``main``."""
+    try:
+        main(args)
+    except SystemExit as ended:
+        if ended.code != REQUEUE:
+            raise
+        return REQUEUE
     return 0
 
 
@@ -109,19 +119,20 @@ def _check_devices(job: Job, options: Options) -> None:
         )
 
 
-def _work(job: Job, options: Options, main: Main, args: argparse.Namespace) -> None:
-    """Do this process's part; does not return if it, or another process, fails."""
+def _work(job: Job, options: Options, main: Main, args: argparse.Namespace) -> int:
+    """Do this process's part, and give its exit code; does not return if it, or another process, fails."""
     store = join(job, options)  # kept to the end: the group of all may be served from here
     watch = Watch(job, store, options.peer_timeout)
     try:
         comm.synchronize()  # all are watched, and none that is slow to start meets the timeout of an exchange of main
-        main(args)
+        code = _code_of(main, args)
         comm.synchronize()  # none leaves while another still needs it
         gc.collect()  # trainers in reference cycles hold the group, whose threads must be joined before the exit
         dist.destroy_process_group()
     except BaseException as error:
         watch.fail(error)
     watch.leave()
+    return code
 
 
 def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) -> int:
@@ -139,8 +150,9 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
         for process in processes:
             process.start()
     try:
-        while not _have_ended(processes) and not any(process.exitcode for process in processes):
-            time.sleep(_POLL)
+        with passed_to_children():
+            while not _have_ended(processes) and not any(process.exitcode for process in processes):
+                time.sleep(_POLL)
     except KeyboardInterrupt:
         _end(processes, within=1.0)
         raise
@@ -154,7 +166,7 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
             )
             tell(f"error: {name} was killed by {_describe_signal(-code)}")
     del store  # which is to be there until now
-    return int(failed)
+    return REQUEUE if all(process.exitcode == REQUEUE for process in processes) else int(failed)
 
 
 def _have_ended(processes: list[SpawnProcess]) -> bool:
@@ -178,10 +190,11 @@ def _child(local_rank: int, job: Job, options: Options, main: Main, args: argpar
     _end_with(launcher)
     show_user_errors_briefly()
     try:
-        _work(dataclasses.replace(job, local_rank=local_rank), options, main, args)
+        code = _work(dataclasses.replace(job, local_rank=local_rank), options, main, args)
     except UserError as error:  # before there was a watch
         tell(f"error: {describe(error)}")
         os._exit(1)
+    sys.exit(code)
 
 
 def _end_with(launcher: int) -> None:

@@ -61,6 +61,14 @@ class StoppingOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointerOptions:
+    """``train.checkpointer``; ``max_to_keep`` None keeps all."""
+
+    period: int = 5000
+    max_to_keep: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Switches:
     """What a config asks for, checked."""
 
@@ -70,6 +78,8 @@ class Switches:
     early_stopping: StoppingOptions
     clip_grad_norm: float | None
     bad_numbers: BadNumbersOptions
+    checkpointer: CheckpointerOptions = CheckpointerOptions()
+    exact_resume: bool = False
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -116,7 +126,10 @@ def read_switches(cfg: Any) -> Switches:
         early_stopping=read_options(train, "early_stopping", StoppingOptions),
         clip_grad_norm=train.get("clip_grad_norm"),
         bad_numbers=read_options(train, "bad_numbers", BadNumbersOptions),
+        checkpointer=read_options(train, "checkpointer", CheckpointerOptions),
+        exact_resume=train.get("exact_resume", False),
     )
+    _check_checkpoints(switches)
     _check_accumulation(cfg, switches.accumulate)
     if switches.clip_grad_norm is not None and not (
         _is_number(switches.clip_grad_norm) and switches.clip_grad_norm > 0
@@ -185,6 +198,18 @@ def _check_accumulation(cfg: Any, accumulate: Any) -> None:
         raise UserError(
             f"dataloader.train.total_batch_size={total} does not divide into {parts}{processes} "
             f"process{'es' if processes > 1 else ''}: make it a multiple of {accumulate * processes}"
+        )
+
+
+def _check_checkpoints(switches: Switches) -> None:
+    if not isinstance(switches.exact_resume, bool):
+        raise UserError(f"train.exact_resume={switches.exact_resume!r} must be True or False")
+    period, max_to_keep = switches.checkpointer.period, switches.checkpointer.max_to_keep
+    if not _is_count(period):
+        raise UserError(f"train.checkpointer.period={period!r} must be a number of iterations, at least 1")
+    if max_to_keep is not None and not _is_count(max_to_keep):
+        raise UserError(
+            f"train.checkpointer.max_to_keep={max_to_keep!r} must be a number of files, at least 1, or null for all"
         )
 
 

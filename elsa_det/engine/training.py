@@ -37,12 +37,15 @@ from ..evaluation import (
 )
 from .accumulation import make_trainer, micro_batch_loader
 from .bad_numbers import NumberGuard
+from .checkpoints import Checkpoints, prepare_folder
 from .class_counts import check_class_count, settle_class_count
 from .data_checks import check_own_data
+from .data_order import make_train_loader
 from .datasets import check_datasets
 from .determinism import check_deterministic, make_deterministic
 from .dry_run import dry_run
 from .ema import EMA_KEY, EMA_LABEL, ModelEMA, WeightsWriter
+from .exact_resume import ExactResume, MissedEvaluation
 from .gradients import ClipGradients
 from .keep_best import CheckpointAfterEvaluation, EarlyStopping, KeepBest, TrainingStopped, require_metrics
 from .memory_check import check_memory
@@ -54,6 +57,7 @@ from .run_options import check_run_options
 from .run_pictures import run_pictures
 from .run_records import write_records
 from .semantic_figures import save_confusion_figure
+from .stop_signals import REQUEUE, Requeue, StopSignals
 from .switches import Switches, check_layer_decay, read_switches
 from .writers import run_writers
 
@@ -169,6 +173,9 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
 
     Returns:
         The results of the last evaluation; empty on all but the main process, None without an evaluator.
+
+    Raises:
+        SystemExit: with the code 75, where SIGTERM or SIGUSR1 asked for an end and the state is saved.
     """
     switches = read_switches(cfg)
     model = instantiate(cfg.model)
@@ -182,7 +189,13 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
 
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(with_named_errors(micro_batch_loader(cfg.dataloader.train, switches.accumulate), "train"))
+    loader_config = with_named_errors(micro_batch_loader(cfg.dataloader.train, switches.accumulate), "train")
+    if switches.exact_resume:
+        loader, inexact = make_train_loader(loader_config, seed=cfg.train.get("seed"))
+        if inexact is not None:
+            logger.warning("A resumed run will take its data in another order: %s", inexact)
+    else:
+        loader = instantiate(loader_config)
     check_class_count(cfg, "train")
     for line in switches.describe():
         logger.info("Switched on: %s", line)
@@ -200,9 +213,18 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
     guard.also.update(averaged)
     checkpointer = SafeCheckpointer(parallel, output_dir, trainer=trainer, **averaged)
     evaluation = _Evaluation(cfg, parallel, ema, switches)
+    exact = ExactResume(model, loader) if switches.exact_resume else None
+    signals = StopSignals()
+    checkpoints = Checkpoints(
+        checkpointer,
+        switches.checkpointer.period,
+        switches.checkpointer.max_to_keep,
+        signals=signals,
+        before_save=None if exact is None else exact.gather,
+    )
 
     def write_final() -> None:
-        checkpointer.save("model_final", iteration=trainer.iter)
+        checkpoints.save("model_final")
         if ema is not None:
             ema.write_final()
 
@@ -211,27 +233,37 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
     if stop.metric is not None:
         stopping = EarlyStopping(eval_period, stop.metric, stop.mode, stop.patience, stop.min_delta, write_final)
     main = comm.is_main_process()
+    evaluating = [
+        hooks.EvalHook(eval_period, evaluation),
+        _keep_best(cfg, best.metric, best.mode, model, ema) if best.metric is not None and main else None,
+        stopping,
+    ]
+    again = CheckpointAfterEvaluation(checkpointer, eval_period) if main and switches.metrics else None
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             None if switches.clip_grad_norm is None else ClipGradients(optimizer, switches.clip_grad_norm),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             ema,
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
-            hooks.EvalHook(eval_period, evaluation),
-            *([] if best.metric is None or not main else [_keep_best(cfg, best.metric, best.mode, model, ema)]),
-            stopping,
-            CheckpointAfterEvaluation(checkpointer, eval_period) if main and switches.metrics else None,
+            exact,
+            checkpoints,
+            *evaluating,
+            None
+            if exact is None or not switches.metrics
+            else MissedEvaluation(eval_period, exact, [*evaluating, again]),
+            again,
             hooks.PeriodicWriter(run_writers(cfg, resume=resume), cfg.train.log_period) if main else None,
             run_pictures(cfg, model, ema, switches),
         ]
     )
     start_iter = 0
+    if main:
+        prepare_folder(output_dir)
     if resume:
         left_over = checkpointer.resume_or_load("", resume=True)
         start_iter = trainer.iter + 1
         if ema is not None:
-            ema.settle_after_resume(checkpointer.get_checkpoint_file())
+            ema.settle_after_resume(checkpointer.resumed_from)
         elif EMA_KEY in left_over:
             logger.warning("The checkpoint holds a moving average (%s), and train.ema is off: it is dropped", EMA_KEY)
     if stopping is not None and comm.all_gather(stopping.exhausted)[0]:
@@ -240,8 +272,16 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
             stopping.describe(),
         )
         return evaluation()
-    with contextlib.suppress(TrainingStopped), show_progress(cfg.train, trainer), worker_deaths_explained():
-        trainer.train(start_iter, cfg.train.max_iter)
+    try:
+        with (
+            contextlib.suppress(TrainingStopped),
+            show_progress(cfg.train, trainer),
+            worker_deaths_explained(),
+            signals.caught(),
+        ):
+            trainer.train(start_iter, cfg.train.max_iter)
+    except Requeue:
+        raise SystemExit(REQUEUE) from None
     return evaluation.results
 
 
@@ -253,6 +293,10 @@ class _Evaluation:
         self.results: Any = None  # of the last time
 
     def __call__(self) -> Any:
+        with random_numbers_kept() if self._switches.exact_resume else contextlib.nullcontext():
+            return self._evaluate()  # a resumed run may not have this evaluation
+
+    def _evaluate(self) -> Any:
         which = "raw" if self._ema is None else self._switches.ema.evaluate
         results: dict[str, Any] = {}
         if which != "ema":
