@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..d2 import HookBase, comm
+from ..d2 import EventWriter, HookBase, comm
 from .data_order import ResumableLoader
 from .random_state import random_state, set_random_state
 
@@ -52,6 +52,7 @@ class ExactResume(HookBase):
             "data": None if self._loader is None else self._loader.state_dict(),
             "averages": self._averages(),
             "windows": self._windows(),
+            "latest": self._latest(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -86,6 +87,8 @@ class ExactResume(HookBase):
         for name, window in state["windows"].items():
             for value, iteration in window:
                 self.trainer.storage.put_scalar(name, value, cur_iter=iteration)
+        for name, (value, iteration) in state["latest"].items():
+            self.trainer.storage.put_scalar(name, value, smoothing_hint=False, cur_iter=iteration)
         for difference in differences:
             logger.warning("Resumed, but not exactly as if without interruption: %s", difference)
         if not differences:
@@ -114,6 +117,44 @@ class ExactResume(HookBase):
             for name, history in storage.histories().items()
             if hints[name] and name not in _TIMES
         }
+
+    def _latest(self) -> dict[str, tuple[float, int]]:
+        """What writers do not smooth, such as the learning rate, of this iteration."""
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:
+            return {}
+        return {
+            name: (float(value), int(iteration))
+            for name, (value, iteration) in storage.latest().items()
+            if iteration == self.trainer.iter and not storage.smoothing_hints()[name] and name not in _TIMES
+        }
+
+
+class MissedLine(HookBase):
+    """Writes the last line before an interruption once more: a kill right behind the checkpoint may have prevented it.
+
+    Register it on the main process, behind :class:`ExactResume` and :class:`MissedEvaluation`. Those who read what was
+    written take lines of one iteration together.
+
+    Args:
+        writers: of the training.
+        period: iterations from one line to the next.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], period: int) -> None:
+        self._writers, self._period = writers, period
+
+    def before_train(self) -> None:
+        start = self.trainer.start_iter
+        if start == 0 or (start % self._period and start != self.trainer.max_iter):
+            return
+        storage = self.trainer.storage
+        if not any(iteration == start - 1 for _, iteration in storage.latest().values()):
+            return  # the checkpoint was written without train.exact_resume
+        storage.iter = start - 1
+        for writer in self._writers:
+            writer.write()
+        storage.iter = start
 
 
 class MissedEvaluation(HookBase):

@@ -45,7 +45,7 @@ from .datasets import check_datasets
 from .determinism import check_deterministic, make_deterministic
 from .dry_run import dry_run
 from .ema import EMA_KEY, EMA_LABEL, ModelEMA, WeightsWriter
-from .exact_resume import ExactResume, MissedEvaluation
+from .exact_resume import ExactResume, MissedEvaluation, MissedLine
 from .gradients import ClipGradients
 from .keep_best import CheckpointAfterEvaluation, EarlyStopping, KeepBest, TrainingStopped, require_metrics
 from .memory_check import check_memory
@@ -239,6 +239,7 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
         stopping,
     ]
     again = CheckpointAfterEvaluation(checkpointer, eval_period) if main and switches.metrics else None
+    writers = run_writers(cfg, resume=resume) if main else []
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -252,7 +253,8 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
             if exact is None or not switches.metrics
             else MissedEvaluation(eval_period, exact, [*evaluating, again]),
             again,
-            hooks.PeriodicWriter(run_writers(cfg, resume=resume), cfg.train.log_period) if main else None,
+            MissedLine(writers, cfg.train.log_period) if main and exact is not None else None,
+            hooks.PeriodicWriter(writers, cfg.train.log_period) if main else None,
             run_pictures(cfg, model, ema, switches),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -50,6 +51,20 @@ def test_losses_and_state_are_those_of_an_uninterrupted_run(data, whole, tmp_pat
     assert len({value for value, _ in exact["windows"]["total_loss"]}) == ITERATIONS  # as they are, not smoothed
     assert exact["data"]["batches"] == ITERATIONS
     assert same(*states)
+
+
+def test_a_line_that_a_kill_prevented_is_written(data, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        act_at(patch, 3, interrupt)
+        with pytest.raises(Interrupted):
+            run(tmp_path, *data)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
+    metrics = tmp_path / "metrics.json"
+    lines = [line for line in metrics.read_text().splitlines(keepends=True) if json.loads(line)["iteration"] < 2]
+    metrics.write_text("".join(lines))
+    run(tmp_path, "--resume", *data)
+    assert losses(tmp_path) == losses(whole)
+    assert sorted(losses(tmp_path)) == list(range(ITERATIONS))
 
 
 def to_all(number):
