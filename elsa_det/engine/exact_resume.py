@@ -177,7 +177,11 @@ class MissedEvaluation(HookBase):
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self._period == 0:
-            self._last = self.trainer.iter
+            self.mark()
+
+    def mark(self) -> None:
+        """The evaluation of this iteration is done, and with it what follows the metrics."""
+        self._last = self.trainer.iter
 
     def before_train(self) -> None:
         resumed, last = comm.all_gather((self._resumed, self._last))[0]

@@ -150,7 +150,7 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
         for process in processes:
             process.start()
     try:
-        with passed_to_children():
+        with passed_to_children() as received:
             while not _have_ended(processes) and not any(process.exitcode for process in processes):
                 time.sleep(_POLL)
     except KeyboardInterrupt:
@@ -166,7 +166,11 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
             )
             tell(f"error: {name} was killed by {_describe_signal(-code)}")
     del store  # which is to be there until now
-    return REQUEUE if all(process.exitcode == REQUEUE for process in processes) else int(failed)
+    if all(process.exitcode == REQUEUE for process in processes):
+        return REQUEUE
+    if failed and received:
+        signal.raise_signal(received[-1])  # which ended the processes, and ends this one
+    return int(failed)
 
 
 def _have_ended(processes: list[SpawnProcess]) -> bool:

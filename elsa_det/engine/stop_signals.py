@@ -45,17 +45,23 @@ class StopSignals:
 
 
 @contextlib.contextmanager
-def passed_to_children() -> Iterator[None]:
-    """Within it, SIGTERM and SIGUSR1 go to the processes that this one has started, and do not end it."""
+def passed_to_children() -> Iterator[list[int]]:
+    """Within it, SIGTERM and SIGUSR1 go to the processes that this one has started, and do not end it.
+
+    Yields:
+        The signals that came so far.
+    """
+    received: list[int] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
+        received.append(number)
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child.pid, number)
 
     with _handled(pass_on):
-        yield
+        yield received
 
 
 @contextlib.contextmanager

@@ -224,6 +224,8 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
     )
 
     def write_final() -> None:
+        if missed is not None:
+            missed.mark()  # the evaluation after which the training stops is done
         checkpoints.save("model_final")
         if ema is not None:
             ema.write_final()
@@ -239,6 +241,9 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
         stopping,
     ]
     again = CheckpointAfterEvaluation(checkpointer, eval_period) if main and switches.metrics else None
+    missed = None
+    if exact is not None and switches.metrics:
+        missed = MissedEvaluation(eval_period, exact, [*evaluating, again])
     writers = run_writers(cfg, resume=resume) if main else []
     trainer.register_hooks(
         [
@@ -249,9 +254,7 @@ def train(cfg: Any, *, resume: bool = False) -> Any:
             exact,
             checkpoints,
             *evaluating,
-            None
-            if exact is None or not switches.metrics
-            else MissedEvaluation(eval_period, exact, [*evaluating, again]),
+            missed,
             again,
             MissedLine(writers, cfg.train.log_period) if main and exact is not None else None,
             hooks.PeriodicWriter(writers, cfg.train.log_period) if main else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import json
@@ -164,7 +165,8 @@ def saving():
             out[f"{name} twice"] = (at / "twice.yaml").read_text() == text
             if name == "base.py":
                 config.pop("shape")  # a call of something named by a text: see intended.py
-                out[f"{name} py"] = d2.LazyConfig.to_py(config, prefix="c.").splitlines()
+                code = d2.LazyConfig.to_py(config, prefix="c.")
+                out[f"{name} py"] = ast.unparse(ast.parse(code)).splitlines()  # black lays it out where it is installed
     return out
 
 
