@@ -32,8 +32,9 @@ quickstart: $(READY)
 	$(BIN)/python tools/lazyconfig_train_net.py --config-file configs/quickstart/elsa_nano_mrcnn.py train.output_dir=$(RUN)
 	$(BIN)/python tools/quickstart_report.py --run $(RUN)
 
+# a file of tests after the other in each of two processes, of one thread each
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -118,7 +118,7 @@ setup(
     ],
     entry_points={"console_scripts": COMMANDS},
     extras_require={
-        "dev": ["pytest>=8", "hypothesis", "ruff==0.17.5", "mypy==2.4.1", "yacs"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis", "ruff==0.17.5", "mypy==2.4.1", "yacs"],
         "docs": ["mkdocs-material>=9.6"],
         "wandb": ["wandb"],
         "web": ["gradio>=6"],

@@ -23,9 +23,11 @@ def work(args: argparse.Namespace) -> None:
     total = torch.tensor(float(comm.get_rank()))
     if comm.get_world_size() > 1:
         dist.all_reduce(total)
-    print(
-        f"rank {comm.get_rank()} local {comm.get_local_rank()} of {comm.get_world_size()}: {total.item()}", flush=True
-    )
+    me = f"rank {comm.get_rank()} local {comm.get_local_rank()} of {comm.get_world_size()}"
+    sys.stdout.write(
+        f"{me}: {total.item()}\n"
+    )  # in one piece: print writes the line's end apart where it is unbuffered
+    sys.stdout.flush()
     if args.case == "all complain":
         raise UserError("x=1: use 2")
     if args.case == "killed beside its workers":

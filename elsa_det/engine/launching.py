@@ -30,7 +30,7 @@ from ..d2 import comm
 from ..errors import UserError
 from .job import Job, read_job
 from .rendezvous import Options, join, listen, own_gpu_only
-from .stop_signals import REQUEUE, passed_to_children
+from .stop_signals import REQUEUE, passed_to
 from .user_errors import describe, show_user_errors_briefly
 from .watch import Watch, tell
 
@@ -150,7 +150,7 @@ def _launch(job: Job, options: Options, main: Main, args: argparse.Namespace) ->
         for process in processes:
             process.start()
     try:
-        with passed_to_children() as received:
+        with passed_to(processes) as received:
             while not _have_ended(processes) and not any(process.exitcode for process in processes):
                 time.sleep(_POLL)
     except KeyboardInterrupt:

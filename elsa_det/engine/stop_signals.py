@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from ..d2 import comm
@@ -45,8 +45,8 @@ class StopSignals:
 
 
 @contextlib.contextmanager
-def passed_to_children() -> Iterator[list[int]]:
-    """Within it, SIGTERM and SIGUSR1 go to the processes that this one has started, and do not end it.
+def passed_to(processes: Iterable[BaseProcess]) -> Iterator[list[int]]:
+    """Within it, SIGTERM and SIGUSR1 go to processes that this one has started, and do not end it.
 
     Yields:
         The signals that came so far.
@@ -55,8 +55,8 @@ def passed_to_children() -> Iterator[list[int]]:
 
     def pass_on(number: int, _: FrameType | None) -> None:
         received.append(number)
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
+        for child in processes:
+            if child.is_alive() and child.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child.pid, number)
 

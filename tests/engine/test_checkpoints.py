@@ -19,7 +19,7 @@ from elsa_det.commands import train as command
 from elsa_det.engine import launching
 from elsa_det.engine.checkpoints import Checkpoints, prepare_folder
 from elsa_det.engine.exact_resume import ExactResume
-from elsa_det.engine.stop_signals import REQUEUE, Requeue, StopSignals, passed_to_children
+from elsa_det.engine.stop_signals import REQUEUE, Requeue, StopSignals, passed_to
 from elsa_det.errors import UserError
 
 
@@ -162,7 +162,7 @@ def test_averages_that_are_plain_numbers(tmp_path):
 
 def test_signals_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with passed_to_children(), StopSignals().caught():
+    with passed_to([]), StopSignals().caught():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
