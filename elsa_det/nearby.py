@@ -6,6 +6,8 @@ import difflib
 import os
 from pathlib import Path
 
+from .errors import list_some
+
 _MOST = 5  # names
 
 
@@ -28,5 +30,4 @@ def looked_for(path: str | os.PathLike[str]) -> str:
     if not names:
         return f"(looked for {path})"
     names.sort(key=lambda name: -difflib.SequenceMatcher(None, name, path.name).ratio())
-    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    return f"(looked for {path}; there are: {', '.join(names[:_MOST])}{more})"
+    return f"(looked for {path}; there are: {list_some(names, _MOST)})"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..errors import list_some
 from .reading import CheckpointError
 
 #: names that a message lists before it says how many more there are
@@ -43,9 +44,7 @@ class Conversion:
 
 def listed(names: Iterable[str]) -> str:
     """The first few of some names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return list_some(names, _LISTED)
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..d2 import HookBase, comm
-from ..errors import UserError
-from .incidents import Incident, describe_batch, list_some, write_incident
+from ..errors import UserError, list_some
+from .incidents import Incident, describe_batch, write_incident
 from .snapshot import BuffersBefore, Snapshot, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -286,5 +286,5 @@ def _describe(ranks: list[Incident]) -> str:
     scaled = " (scaled)" if first.kind == "overflow" else ""
     return (
         f"the norm of the gradients{scaled} is {first.grad_norm}, though the losses are finite; not finite are those "
-        f"of {list_some(first.bad_gradients) or 'no single parameter'}"
+        f"of {list_some(first.bad_gradients, 3) or 'no single parameter'}"
     )

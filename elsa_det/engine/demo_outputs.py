@@ -43,7 +43,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..d2 import Instances, PathManager
-from ..errors import UserError
+from ..errors import UserError, list_some
 from ..json_files import read_json
 from .drawing import confident, draw_predictions
 from .semantic_figures import draw_segmentation, is_segmentation
@@ -123,7 +123,7 @@ def class_indices(wanted: Sequence[str], names: Sequence[str] | None) -> tuple[i
         if name not in names:
             known = {name.lower(): name for name in names}
             near = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3)]
-            hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"There are: {_some(names, 20)}."
+            hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"There are: {list_some(names, 20)}."
             raise UserError(f"There is no class {name!r}. {hint}")
         found.append(list(names).index(name))
     return tuple(found)
@@ -262,7 +262,7 @@ class CocoOutput(Output):
             lines.append(f"  image ids are running numbers from 1, see {beside}")
         if self._unlisted:
             left_out = f"{len(self._unlisted)} images left out, for the annotations do not list them"
-            lines.append(f"  {left_out}: {_some(self._unlisted)}")
+            lines.append(f"  {left_out}: {list_some(self._unlisted, _SHOWN)}")
         return lines
 
     def abort(self) -> None:
@@ -375,8 +375,8 @@ class _CocoIds:
         missing = [name for name in names if name not in self._categories]
         if missing:
             raise UserError(
-                f"{self.path} has no category {_some([repr(name) for name in missing])}, which the model knows; "
-                f"it has {_some(list(self._categories), 20)}."
+                f"{self.path} has no category {list_some(map(repr, missing), _SHOWN)}, which the model knows; "
+                f"it has {list_some(self._categories, 20)}."
             )
         return [self._categories[name] for name in names]
 
@@ -445,8 +445,3 @@ def _rows(instances: Instances) -> list[tuple[int, float, list[float], dict[str,
 def _encode(mask: np.ndarray) -> dict[str, Any]:
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
-def _some(items: Sequence[str], most: int = _SHOWN) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more

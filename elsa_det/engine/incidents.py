@@ -67,12 +67,6 @@ def describe_batch(batch: Any) -> list[dict[str, Any]]:
     return [_describe_image(item) if isinstance(item, Mapping) else {"item": _summary(item)} for item in items]
 
 
-def list_some(names: Sequence[str], most: int = 3) -> str:
-    """The first few, and how many more."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _describe_image(item: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: item[key] for key in ("file_name", "sem_seg_file_name", "image_id", "height", "width") if key in item}
     if isinstance(item.get("image"), Tensor):
