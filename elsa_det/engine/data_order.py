@@ -182,29 +182,34 @@ def make_train_loader(loader: DictConfig, *, seed: int | None) -> tuple[Any, str
     given = {key: instantiate(value) for key, value in given.items()}
     dataset = instantiate(loader.dataset)
     mapper, sampler = instantiate(loader.get("mapper")), instantiate(loader.get("sampler"))
-    reason = _why_not(dataset, given.get("aspect_ratio_grouping", True))
+    wide, reason = None, None
+    if isinstance(dataset, IterableDataset):
+        reason = "the dataset is a stream, which comes in an order of its own"
+    elif given.get("aspect_ratio_grouping", True):
+        wide, reason = _wider_than_tall(dataset)
     if reason is not None:
         build = build_copy_paste_train_loader if name == _COPY_PASTE else build_detection_train_loader
         return build(dataset, mapper=mapper, sampler=sampler, **given), reason
     seed = comm.shared_random_seed() if seed is None or seed < 0 else int(seed)
-    return _build(dataset, mapper, sampler, seed, pasting=name == _COPY_PASTE, **given), None
+    given["aspect_ratio_grouping"] = False  # the order does it
+    return _build(dataset, mapper, sampler, seed, wide, pasting=name == _COPY_PASTE, **given), None
 
 
-def _why_not(dataset: Any, grouped: bool) -> str | None:
-    if isinstance(dataset, IterableDataset):
-        return "the dataset is a stream, which comes in an order of its own"
-    if not grouped:
-        return None
+def _wider_than_tall(dataset: Any) -> tuple[np.ndarray | None, str | None]:
+    """(N,) bool of the images of a dataset, and why they are not known, of which one is None."""
     remedy = "; set dataloader.train.aspect_ratio_grouping=False"
     if not isinstance(dataset, (list, tuple, NumberedDataset)):
-        return f"images of a {type(dataset).__name__} cannot be grouped by aspect ratio before they are read{remedy}"
-    unknown = sum(not {"width", "height"} <= set(dataset[i]) for i in range(len(dataset)))
+        kind = type(dataset).__name__
+        return None, f"images of a {kind} cannot be grouped by aspect ratio before they are read{remedy}"
+    items = (dataset[i] for i in range(len(dataset)))
+    known = [d["width"] > d["height"] if {"width", "height"} <= set(d) else None for d in items]
+    unknown = known.count(None)
     if unknown:
-        return (
+        return None, (
             f"{unknown} of {len(dataset)} images have no width and height in the dataset, so that they cannot be "
             f"grouped by aspect ratio before they are read{remedy}"
         )
-    return None
+    return np.array(known, dtype=bool), None
 
 
 def _build(
@@ -212,15 +217,13 @@ def _build(
     mapper: Any,
     sampler: Any,
     seed: int,
+    wide: np.ndarray | None,
     *,
     pasting: bool,
     total_batch_size: int | None = None,
     single_gpu_batch_size: int | None = None,
-    aspect_ratio_grouping: bool = True,
     **kwargs: Any,
 ) -> ResumableLoader:
-    items = (dataset[i] for i in range(len(dataset)))
-    wide = np.array([d["width"] > d["height"] for d in items], dtype=bool) if aspect_ratio_grouping else None
     if pasting:
         mapper = CopyPasteMapper(mapper, CopyPasteOptions.read(kwargs.pop("copy_paste", None)))
         dataset = ImagePairs(dataset)
@@ -236,7 +239,6 @@ def _build(
         mapper=None,
         sampler=order,
         total_batch_size=total_batch_size,
-        aspect_ratio_grouping=False,
         **{"seed": seed, **sizes, **kwargs},
     )
     return ResumableLoader(loader, order, samples)
