@@ -12,7 +12,7 @@ from PIL import Image
 
 from elsa_det.config import config_root
 from elsa_det.d2 import default_argument_parser
-from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
+from elsa_det.data.shapes import SceneSpec, SetSpec, overrides_for, write_shapes
 from elsa_det.engine.gradients import ClipGradients
 from elsa_det.engine.training import main
 
@@ -32,14 +32,8 @@ def write_data(folder: Path) -> list[str]:
         wide.save(path)
         entry["width"] = 80
     annotations.write_text(json.dumps(content))
-    overrides = []
-    for split, key in (("train", "train"), ("val", "test")):
-        overrides += [
-            f"dataset.{key}.json_file={folder}/annotations/instances_{split}.json",
-            f"dataset.{key}.image_root={folder}/{split}",
-        ]
     return [
-        *overrides,
+        *overrides_for(folder),
         "model.backbone.bottom_up.embed_dim=16",
         "model.proposal_generator.pre_nms_topk=[40,40]",
         "model.proposal_generator.post_nms_topk=[20,20]",

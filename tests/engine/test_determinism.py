@@ -11,7 +11,7 @@ import torch
 from elsa_det import get_config
 from elsa_det.config import config_root
 from elsa_det.d2 import default_argument_parser
-from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
+from elsa_det.data.shapes import SceneSpec, SetSpec, overrides_for, write_shapes
 from elsa_det.engine.determinism import check_deterministic, make_deterministic
 from elsa_det.engine.training import main
 from elsa_det.errors import UserError
@@ -79,8 +79,7 @@ def test_two_runs_of_one_seed_are_equal(settings, workers, tmp_path):
                 "dataloader.test.num_workers=0",
             ),
             "model.backbone.bottom_up.embed_dim=16",
-            *(f"dataset.{key}.json_file={tmp_path}/annotations/instances_{part}.json" for key, part in PARTS),
-            *(f"dataset.{key}.image_root={tmp_path}/{part}" for key, part in PARTS),
+            *overrides_for(tmp_path),
         ]
         config = str(config_root() / "quickstart" / "elsa_nano_mrcnn.py")
         main(default_argument_parser().parse_args(["--config-file", config, *opts]))
@@ -96,6 +95,3 @@ def test_two_runs_of_one_seed_are_equal(settings, workers, tmp_path):
     assert all(line["total_loss"] > 0 and "grad_norm" in line for line in losses[0])
     assert losses[0] == losses[1]
     assert all(others != losses[0] for others in losses[2:])
-
-
-PARTS = (("train", "train"), ("test", "val"))

@@ -13,7 +13,7 @@ from PIL import Image
 from elsa_det import get_config
 from elsa_det.config import config_root
 from elsa_det.d2 import DatasetCatalog, MetadataCatalog, default_argument_parser, instantiate
-from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
+from elsa_det.data.shapes import SceneSpec, SetSpec, overrides_for, write_shapes
 from elsa_det.engine.training import main
 from elsa_det.errors import UserError
 
@@ -48,11 +48,7 @@ def logged(folder: Path) -> list[dict]:
 
 def test_retinanet_trains_and_is_evaluated(tmp_path):
     write_shapes(tmp_path / "data", SetSpec(train=4, val=2, scene=SceneSpec(image_size=64, max_object=40)))
-    data = [
-        f"dataset.{key}.{what}={tmp_path}/data/{place}"
-        for split, key in (("train", "train"), ("val", "test"))
-        for what, place in (("json_file", f"annotations/instances_{split}.json"), ("image_root", split))
-    ]
+    data = overrides_for(tmp_path / "data")
     sizes = ["model.backbone.top_block.in_channels=96", "model.head.conv_dims=[16]"]
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"has 6 classes .* the model 80: set model.num_classes=6"):

@@ -9,14 +9,6 @@ from fidelity import exchange, harness
 from elsa_det import d2
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("writer", [d2.UPSTREAM, d2.LITE])
 def test_the_files_of_either_give_the_recorded_outputs(writer):
     recorded = harness.recorded("exchange")["outputs"]

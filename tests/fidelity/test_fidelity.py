@@ -10,15 +10,6 @@ from fidelity import harness, intended, report
 
 from elsa_det import d2
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 recorded = functools.cache(harness.recorded)
 
 

@@ -31,7 +31,7 @@ from usage import LIMITS, Usage, judge, usage
 
 from elsa_det.config import config_root
 from elsa_det.d2 import default_argument_parser
-from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
+from elsa_det.data.shapes import SceneSpec, SetSpec, overrides_for, write_shapes
 from elsa_det.engine.training import main as train
 
 _TITLES = {
@@ -71,11 +71,7 @@ def run(folder: Path, iterations: int, period: int, overrides: Sequence[str] = (
         overrides: More of the config.
     """
     write_shapes(folder / "data", SetSpec(train=24, val=4, scene=SceneSpec(image_size=64, max_object=40)))
-    data = [
-        f"dataset.{key}.{what}={folder}/data/{place}"
-        for split, key in (("train", "train"), ("val", "test"))
-        for what, place in (("json_file", f"annotations/instances_{split}.json"), ("image_root", split))
-    ]
+    data = overrides_for(folder / "data")
     small = [
         "model.backbone.bottom_up.embed_dim=8",
         "model.backbone.bottom_up.depths=[1,1,1,1]",

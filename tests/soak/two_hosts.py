@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from elsa_det.config import config_root
-from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
+from elsa_det.data.shapes import SceneSpec, SetSpec, overrides_for, write_shapes
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "lazyconfig_train_net.py")]
@@ -88,14 +88,7 @@ def arguments(data: Path, output: Path, iterations: int) -> list[str]:
     """A small detector on synthetic images; the same random numbers in every run."""
     return [
         *("--config-file", str(config_root() / "quickstart" / "elsa_nano_mrcnn.py")),
-        *(
-            f"dataset.{key}.{name}={value}"
-            for split, key in (("train", "train"), ("val", "test"))
-            for name, value in (
-                ("json_file", data / "annotations" / f"instances_{split}.json"),
-                ("image_root", data / split),
-            )
-        ),
+        *overrides_for(data),
         "model.backbone.bottom_up.embed_dim=16",
         "dataloader.train.total_batch_size=4",
         "train.log_period=1",

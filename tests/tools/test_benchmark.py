@@ -23,7 +23,7 @@ from elsa_det.benchmark.runs import Exhausted, Sample, TrainRun, set_up
 from elsa_det.benchmark.throughput import Figures, measure, measure_memory
 from elsa_det.benchmark.throughput_report import number, parts_table, throughput_table
 from elsa_det.benchmark.workload import DATA, INFERENCE, TRAIN, Workload, class_count
-from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
+from elsa_det.data.shapes import SceneSpec, SetSpec, overrides_for, write_shapes
 from elsa_det.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -51,11 +51,7 @@ def one_thread():
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
     write_shapes(folder, SetSpec(train=5, val=3, scene=SceneSpec(image_size=64, max_object=40)))
-    overrides = []
-    for split, key in (("train", "train"), ("val", "test")):
-        overrides.append(f"dataset.{key}.json_file={folder}/annotations/instances_{split}.json")
-        overrides.append(f"dataset.{key}.image_root={folder}/{split}")
-    return (*SMALL, *overrides)
+    return (*SMALL, *overrides_for(folder))
 
 
 def text_of(table) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from elsa_det.d2 import default_argument_parser
-from elsa_det.data.shapes import SceneSpec, SetSpec, write_shapes
+from elsa_det.data.shapes import SceneSpec, SetSpec, overrides_for, write_shapes
 from elsa_det.engine.training import main
 
 ROOT = Path(__file__).parents[2]
@@ -23,14 +23,8 @@ CONFIG = str(ROOT / "configs" / "quickstart" / "elsa_nano_mrcnn.py")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
     write_shapes(folder, SetSpec(train=6, val=3, scene=SceneSpec(image_size=64, max_object=40)))
-    overrides = []
-    for split, key in (("train", "train"), ("val", "test")):
-        overrides += [
-            f"dataset.{key}.json_file={folder}/annotations/instances_{split}.json",
-            f"dataset.{key}.image_root={folder}/{split}",
-        ]
     return [
-        *overrides,
+        *overrides_for(folder),
         "model.backbone.bottom_up.embed_dim=16",
         "dataloader.train.total_batch_size=2",
         "train.log_period=1",

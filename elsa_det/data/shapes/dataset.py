@@ -72,6 +72,15 @@ def is_complete(root: str | os.PathLike[str], spec: SetSpec) -> bool:
     )
 
 
+def overrides_for(root: str | os.PathLike[str]) -> list[str]:
+    """``key=value`` that let a config train and test on the set that :func:`write_shapes` has drawn into ``root``."""
+    return [
+        f"dataset.{key}.{what}={os.path.join(root, place)}"
+        for split, key in (("train", "train"), ("val", "test"))
+        for what, place in (("json_file", f"annotations/instances_{split}.json"), ("image_root", split))
+    ]
+
+
 def write_shapes(
     root: str | os.PathLike[str],
     spec: SetSpec | None = None,
